@@ -1,0 +1,34 @@
+"""SegAdapter for Keras 3: semantic context spliced into a pretrained backbone.
+
+The public names, in the order of the data's way through a model.
+"""
+
+from keras_segadapter.version import __version__
+from keras_segadapter.resize import ResizeLike
+from keras_segadapter.attention import HighOrderSpatialAttention, SegAttention
+from keras_segadapter.adapter import SegAdapter
+from keras_segadapter.head import MLPHead
+from keras_segadapter.stages import Stage, find_stages
+from keras_segadapter.training.losses import SegmentationCrossentropy
+from keras_segadapter.training.metrics import MeanIoU
+from keras_segadapter.training.optimizers import AdamW
+from keras_segadapter.segmenter import Segmenter, build_segmenter
+from keras_segadapter import data, pictures
+
+__all__ = [
+    "AdamW",
+    "HighOrderSpatialAttention",
+    "MLPHead",
+    "MeanIoU",
+    "ResizeLike",
+    "SegAdapter",
+    "SegAttention",
+    "SegmentationCrossentropy",
+    "Segmenter",
+    "Stage",
+    "__version__",
+    "build_segmenter",
+    "data",
+    "find_stages",
+    "pictures",
+]

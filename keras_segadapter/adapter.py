@@ -1,0 +1,146 @@
+"""SegAdapter: HSA and a feed-forward network beside the path (equation 6)."""
+
+import math
+
+import keras
+from keras import layers, ops
+
+from keras_segadapter.attention import HighOrderSpatialAttention
+from keras_segadapter.checks import (
+    check_feature_map,
+    check_integer,
+    check_num_classes,
+)
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class SegAdapter(layers.Layer):
+    """Add semantic context to a stage's features: `Y = X + mu * FFN(HSA(X))`.
+
+    `FFN` is Linear, GELU, Linear, and `mu` one learnable scale a channel (paper,
+    equation 6). With `mu` = 0 the features pass unchanged. Hand Y on to the next stage
+    of the backbone as well as to the decode head; supervise the scores.
+
+    Args:
+        num_classes: Number of classes K, at least 2 (two classes are binary).
+        kernel_size: Side of the depthwise kernels in HSA, in feature pixels.
+        ffn_ratio: Width of the FFN's hidden layer over the number of channels.
+        scale_init: Value of `mu` at the start. The paper's four stages, shallow to
+            deep: 1e-5, 1e-4, 1e-3, 1e-2.
+        num_blocks: Blocks of equations 3 to 6 in sequence.
+        return_scores: Whether to return the scores too. False makes the layer fit a
+            `keras.Sequential`.
+        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+
+    Call arguments:
+        inputs: Features X `(B, H, W, C)`, channels last, any height and width.
+
+    Returns:
+        A pair: adapted features Y `(B, H, W, C)` and the last block's class scores S
+        `(B, H, W, K)`, before softmax; or Y alone where `return_scores` is False.
+
+    Raises:
+        ValueError: If an argument is out of range, if the input is not `(B, H, W, C)`
+            with a known C, or if Keras is set to channels_first.
+
+    Example:
+
+    ```python
+    import keras
+    import keras_segadapter as ksa
+
+    features = keras.Input((None, None, 64))
+    adapted, scores = ksa.SegAdapter(num_classes=19)(features)
+    print(adapted.shape, scores.shape)  # (None, None, None, 64) (None, None, None, 19)
+    ```
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        kernel_size=5,
+        ffn_ratio=3.0,
+        scale_init=1e-2,
+        num_blocks=1,
+        return_scores=True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_classes = check_num_classes(num_classes)
+        self.kernel_size = check_integer("kernel_size", kernel_size)
+        if not ffn_ratio > 0:
+            raise ValueError(
+                f"`ffn_ratio` must be above 0. Received: ffn_ratio={ffn_ratio}"
+            )
+        if not math.isfinite(scale_init):
+            raise ValueError(
+                f"`scale_init` must be finite. Received: scale_init={scale_init}"
+            )
+        self.ffn_ratio = float(ffn_ratio)
+        self.scale_init = float(scale_init)
+        self.num_blocks = check_integer("num_blocks", num_blocks)
+        self.return_scores = return_scores
+
+    def build(self, input_shape):
+        check_feature_map(self, input_shape)
+        channels = input_shape[-1]
+        hidden = max(1, round(self.ffn_ratio * channels))
+        # HSA's product leaves float16's range, so what reads it must be wider.
+        policy = "float32" if self.compute_dtype == "float16" else self.dtype_policy
+        self.attentions, self.expansions, self.contractions, self.scales = (
+            [],
+            [],
+            [],
+            [],
+        )
+        for _ in range(self.num_blocks):
+            attention = HighOrderSpatialAttention(
+                self.num_classes, self.kernel_size, dtype=self.dtype_policy
+            )
+            expansion = layers.Dense(hidden, dtype=policy)
+            contraction = layers.Dense(channels, dtype=policy)
+            attention.build(input_shape)
+            expansion.build(input_shape)
+            contraction.build((*input_shape[:-1], hidden))
+            scale = self.add_weight(
+                shape=(channels,),
+                initializer=keras.initializers.Constant(self.scale_init),
+                name="mu",
+            )
+            self.attentions.append(attention)
+            self.expansions.append(expansion)
+            self.contractions.append(contraction)
+            self.scales.append(scale)
+
+    def call(self, inputs):
+        features = inputs
+        for attention, expansion, contraction, scale in zip(
+            self.attentions,
+            self.expansions,
+            self.contractions,
+            self.scales,
+            strict=True,
+        ):
+            attended, scores = attention(features)  # (B, H, W, C), (B, H, W, K)
+            hidden = keras.activations.gelu(expansion(attended), approximate=False)
+            update = contraction(hidden)  # (B, H, W, C)
+            update = ops.cast(scale, update.dtype) * update
+            features = features + ops.cast(update, features.dtype)
+        return (features, scores) if self.return_scores else features
+
+    def compute_output_shape(self, input_shape):
+        scores_shape = (*input_shape[:-1], self.num_classes)
+        features_shape = tuple(input_shape)
+        return (features_shape, scores_shape) if self.return_scores else features_shape
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            num_classes=self.num_classes,
+            kernel_size=self.kernel_size,
+            ffn_ratio=self.ffn_ratio,
+            scale_init=self.scale_init,
+            num_blocks=self.num_blocks,
+            return_scores=self.return_scores,
+        )
+        return config

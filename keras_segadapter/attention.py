@@ -1,0 +1,153 @@
+"""High-order Spatial Attention (paper, equations 3 to 5)."""
+
+import keras
+from keras import layers, ops
+
+from keras_segadapter.checks import (
+    check_feature_map,
+    check_integer,
+    check_num_classes,
+)
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class SegAttention(layers.Layer):
+    """Spatial attention that gates a linear value with a large-kernel convolution.
+
+    `SegAttention(X) = LayerNorm(DSConv(X)) * Linear(X)`, where `DSConv` is a depthwise
+    `kernel_size` x `kernel_size` convolution followed by a pointwise one (paper,
+    equation 3).
+
+    Args:
+        filters: Channels of the output.
+        kernel_size: Side of the depthwise kernel, in feature pixels.
+        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+
+    Call arguments:
+        inputs: Features `(B, H, W, C)`, channels last, any height and width.
+
+    Returns:
+        Attended features `(B, H, W, filters)`.
+
+    Raises:
+        ValueError: If `filters` or `kernel_size` is not a positive integer, if the
+            input is not `(B, H, W, C)` with a known C, or if Keras is set to
+            channels_first.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import keras_segadapter as ksa
+
+    features = np.random.rand(2, 15, 20, 64).astype("float32")
+    print(ksa.SegAttention(filters=32)(features).shape)  # (2, 15, 20, 32)
+    ```
+    """
+
+    def __init__(self, filters, kernel_size=5, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = check_integer("filters", filters)
+        self.kernel_size = check_integer("kernel_size", kernel_size)
+        self.depthwise = layers.DepthwiseConv2D(
+            self.kernel_size,
+            padding="same",
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+        )
+        self.pointwise = layers.Dense(self.filters, dtype=self.dtype_policy)
+        self.norm = layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
+        self.value = layers.Dense(self.filters, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        check_feature_map(self, input_shape)
+        self.depthwise.build(input_shape)
+        self.pointwise.build(input_shape)
+        self.norm.build((*input_shape[:-1], self.filters))
+        self.value.build(input_shape)
+
+    def call(self, inputs):
+        gate = self.norm(self.pointwise(self.depthwise(inputs)))  # (B, H, W, filters)
+        return gate * self.value(inputs)  # (B, H, W, filters)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.filters)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(filters=self.filters, kernel_size=self.kernel_size)
+        return config
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class HighOrderSpatialAttention(layers.Layer):
+    """High-order Spatial Attention: visual attention times semantic attention.
+
+    The features score the classes, `S = Cls(X)`; one `SegAttention` looks at the
+    features, another at the scores, and their product `Z = F1 * F2` is a fourth-order
+    interaction of the two (paper, equations 4 and 5).
+
+    Args:
+        num_classes: Number of classes K, at least 2 (two classes are binary).
+        kernel_size: Side of the depthwise kernels, in feature pixels.
+        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+
+    Call arguments:
+        inputs: Features X `(B, H, W, C)`, channels last, any height and width.
+
+    Returns:
+        A pair: attended features Z `(B, H, W, C)` and class scores S `(B, H, W, K)`,
+        before softmax. With float16 computation Z is float32: the product of four
+        factors leaves float16's range (65504).
+
+    Raises:
+        ValueError: If `num_classes` is below 2, and as `SegAttention` does.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import keras_segadapter as ksa
+
+    features = np.random.rand(2, 15, 20, 64).astype("float32")
+    attended, scores = ksa.HighOrderSpatialAttention(num_classes=19)(features)
+    print(attended.shape, scores.shape)  # (2, 15, 20, 64) (2, 15, 20, 19)
+    ```
+    """
+
+    def __init__(self, num_classes, kernel_size=5, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = check_num_classes(num_classes)
+        self.kernel_size = check_integer("kernel_size", kernel_size)
+        self.classifier = layers.Dense(self.num_classes, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        check_feature_map(self, input_shape)
+        scores_shape = (*input_shape[:-1], self.num_classes)
+        # Both attentions give as many channels as the features have: known only here.
+        self.visual, self.semantic = (
+            SegAttention(input_shape[-1], self.kernel_size, dtype=self.dtype_policy)
+            for _ in range(2)
+        )
+        self.classifier.build(input_shape)
+        self.visual.build(input_shape)
+        self.semantic.build(scores_shape)
+
+    def call(self, inputs):
+        scores = self.classifier(inputs)  # (B, H, W, K)
+        visual = self.visual(inputs)  # (B, H, W, C)
+        semantic = self.semantic(scores)  # (B, H, W, C)
+        if self.compute_dtype == "float16":
+            visual, semantic = (
+                ops.cast(visual, "float32"),
+                ops.cast(semantic, "float32"),
+            )
+        return visual * semantic, scores
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape), (*input_shape[:-1], self.num_classes)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(num_classes=self.num_classes, kernel_size=self.kernel_size)
+        return config

@@ -1,0 +1,130 @@
+"""MLPHead: the cheap decode head (paper, section 2)."""
+
+import keras
+from keras import layers, ops
+
+from keras_segadapter.checks import (
+    check_feature_map,
+    check_integer,
+    check_num_classes,
+)
+from keras_segadapter.resize import resize_bilinear
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class MLPHead(layers.Layer):
+    """Fuse the features of all stages into class scores at the finest stride.
+
+    Each stage goes through a linear layer, batch norm and GELU; all are resized to the
+    finest one, concatenated, projected (linear, batch norm, GELU), dropped out and
+    classified (paper, section 2). Resizing and linear layers commute, so the projection
+    runs on every stage at its own size and the results are added: the same numbers
+    without the wide concatenated tensor. `projection` holds the weights of the linear
+    layer over the concatenation, stages in the order of the inputs.
+
+    Args:
+        num_classes: Number of classes K, at least 2 (two classes are binary).
+        channels: Width C_d of the head.
+        dropout: Rate at which whole channels are dropped before the classifier.
+        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+
+    Call arguments:
+        inputs: List of stage features `(B, H_i, W_i, C_i)`, shallow (largest) to deep.
+        training: Whether batch norm and dropout are in training mode.
+
+    Returns:
+        Class scores `(B, H_1, W_1, K)` at the size of the first input, before softmax.
+
+    Raises:
+        ValueError: If an argument is out of range, or the input is not a list of
+            feature maps `(B, H, W, C)` with known C.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import keras_segadapter as ksa
+
+    stages = [np.ones((1, 64 // s, 96 // s, 8 * s), "float32") for s in (4, 8, 16)]
+    print(ksa.MLPHead(num_classes=19)(stages).shape)  # (1, 16, 24, 19)
+    ```
+    """
+
+    def __init__(self, num_classes, channels=256, dropout=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = check_num_classes(num_classes)
+        self.channels = check_integer("channels", channels)
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"`dropout` must be in [0, 1). Received: dropout={dropout}"
+            )
+        self.dropout = dropout
+        self.projection_norm = self._norm()
+        self.drop = layers.SpatialDropout2D(
+            dropout, data_format="channels_last", dtype=self.dtype_policy
+        )
+        self.classifier = layers.Dense(self.num_classes, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        if not input_shape or not isinstance(input_shape[0], (list, tuple)):
+            raise ValueError(
+                f"{type(self).__name__} takes a list of feature maps, shallow to deep; "
+                "wrap a single one in a list. "
+                f"Received: input_shape={input_shape}"
+            )
+        self.linears, self.norms = [], []
+        for shape in input_shape:
+            check_feature_map(self, shape)
+            linear = layers.Dense(
+                self.channels, use_bias=False, dtype=self.dtype_policy
+            )
+            norm = self._norm()
+            linear.build(shape)
+            norm.build((*shape[:-1], self.channels))
+            self.linears.append(linear)
+            self.norms.append(norm)
+        self.projection = self.add_weight(
+            shape=(len(input_shape) * self.channels, self.channels),
+            initializer="glorot_uniform",
+            name="projection",
+        )
+        fused_shape = (*input_shape[0][:-1], self.channels)
+        self.projection_norm.build(fused_shape)
+        self.classifier.build(fused_shape)
+
+    def call(self, inputs, training=None):
+        _, height, width, _ = ops.shape(inputs[0])
+        slices = ops.split(self.projection, len(inputs))  # each (C_d, C_d)
+        fused = 0.0
+        for i, (features, linear, norm, weight) in enumerate(
+            zip(inputs, self.linears, self.norms, slices, strict=True)
+        ):
+            hidden = norm(linear(features), training=training)  # (B, H_i, W_i, C_d)
+            hidden = keras.activations.gelu(hidden, approximate=False)
+            projected = ops.matmul(hidden, ops.cast(weight, hidden.dtype))
+            if i > 0:
+                projected = ops.cast(
+                    resize_bilinear(projected, height, width), projected.dtype
+                )
+            fused = fused + projected  # (B, H_1, W_1, C_d)
+        fused = self.projection_norm(fused, training=training)
+        fused = keras.activations.gelu(fused, approximate=False)
+        return self.classifier(self.drop(fused, training=training))  # (B, H_1, W_1, K)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[0][:-1], self.num_classes)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            num_classes=self.num_classes,
+            channels=self.channels,
+            dropout=self.dropout,
+        )
+        return config
+
+    def _norm(self):
+        # Momentum 0.9 is PyTorch's 0.1, with which the paper's settings were trained.
+        return layers.BatchNormalization(
+            epsilon=1e-6, momentum=0.9, dtype=self.dtype_policy
+        )

@@ -1,0 +1,65 @@
+"""What a backbone expects of its input, as a layer that goes in front of it."""
+
+import keras
+from keras import layers
+
+from keras_segadapter.graph import as_functional
+
+# How keras.applications' weights were trained, by the name it gives the model: colours
+# in BGR less their mean, or scaled to [-1, 1]. All else follows ImageNet's mean and
+# deviation, as do the paper, torchvision, timm and keras-hub's presets.
+_BGR = ("resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
+_MINUS_ONE_TO_ONE = (
+    "resnet50v2",
+    "resnet101v2",
+    "resnet152v2",
+    "mobilenet_",
+    "mobilenetv2_",
+    "xception",
+    "inception_v3",
+    "inception_resnet_v2",
+    "nasnet",
+    "NASNet",
+)
+_MEAN = (123.675, 116.28, 103.53)
+_DEVIATION = (58.395, 57.12, 57.375)
+_BGR_MEAN = (103.939, 116.779, 123.68)
+
+
+def default_preprocessing(backbone):
+    """Layer that turns RGB in 0..255 into what `backbone` expects.
+
+    A backbone that normalises by itself (it holds a `Rescaling` or `Normalization`
+    layer: EfficientNet, MobileNetV3, ConvNeXt of keras.applications) gets an
+    `Identity`, as does one whose input has other than three channels. The other
+    families of keras.applications are known by the names it gives them; everything else
+    gets ImageNet's mean and deviation (paper, section 5).
+    """
+    model = as_functional(backbone)
+    (image,) = keras.tree.flatten(model.input)
+    normalises = any(
+        isinstance(layer, (layers.Rescaling, layers.Normalization))
+        for layer in _layers_inside(model)
+    )
+    if normalises or image.shape[-1] != 3:
+        return layers.Identity(name="preprocessing")
+    if backbone.name in _BGR:
+        inputs = keras.Input((None, None, 3))
+        flipped = keras.ops.flip(inputs, axis=-1)
+        outputs = layers.Rescaling(1.0, [-mean for mean in _BGR_MEAN])(flipped)
+        return keras.Model(inputs, outputs, name="preprocessing")
+    if backbone.name.startswith(_MINUS_ONE_TO_ONE):
+        return layers.Rescaling(1 / 127.5, -1.0, name="preprocessing")
+    return layers.Rescaling(
+        [1 / deviation for deviation in _DEVIATION],
+        [-m / d for m, d in zip(_MEAN, _DEVIATION, strict=True)],
+        name="preprocessing",
+    )
+
+
+def _layers_inside(model):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers_inside(layer)
+        else:
+            yield layer

@@ -1,0 +1,116 @@
+"""Pixel-wise cross-entropy that leaves void pixels out and can weigh classes."""
+
+import keras
+from keras import ops
+
+from keras_segadapter.checks import ignored_ids
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class SegmentationCrossentropy(keras.losses.Loss):
+    """Cross-entropy of integer masks and logits, averaged over the pixels that count.
+
+    Keras' `SparseCategoricalCrossentropy` takes one ignored id and no class weights;
+    masks often need both. The mean is `sum(w * ce) / sum(w)`, as PyTorch's: w is 0 for
+    void pixels and the class's weight elsewhere, so void never counts. `sample_weight`
+    multiplies each pixel's term and leaves the divisor. A batch of void alone gives 0.
+
+    Args:
+        ignore_class: Id of void pixels, several ids, or None.
+        class_weight: One weight a class, or None for equal ones.
+        name: Name of the loss.
+        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+
+    Call arguments:
+        y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
+        y_pred: Logits `(B, H, W, K)`; computed on in float32.
+
+    Raises:
+        TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
+        ValueError: If a class weight is negative, or there are not K of them.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import keras_segadapter as ksa
+
+    loss = ksa.SegmentationCrossentropy(ignore_class=[254, 255], class_weight=[1, 5])
+    mask, logits = np.array([[[0, 1], [255, 254]]]), np.zeros((1, 2, 2, 2))
+    print(float(loss(mask, logits)))  # 0.693...: two pixels count
+    ```
+
+    Source: paper, section 2 (objective).
+    """
+
+    def __init__(
+        self,
+        ignore_class=255,
+        class_weight=None,
+        name="segmentation_crossentropy",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.ignore_class = ignored_ids(ignore_class)
+        self.class_weight = None if class_weight is None else list(class_weight)
+        if self.class_weight is not None and min(self.class_weight) < 0:
+            raise ValueError(
+                "`class_weight` must hold one weight of at least 0 a class. "
+                f"Received: class_weight={class_weight}"
+            )
+
+    def call(self, y_true, y_pred):
+        labels = integer_labels(y_true, y_pred)  # (B, H, W)
+        logits = ops.cast(y_pred, "float32")  # (B, H, W, K)
+        weights = counted_pixels(labels, self.ignore_class)  # (B, H, W)
+        labels = ops.where(weights, labels, 0)
+        weights = ops.cast(weights, "float32")
+        if self.class_weight is not None:
+            if len(self.class_weight) != logits.shape[-1]:
+                raise ValueError(
+                    "`class_weight` must hold one weight a class. Received: "
+                    f"{len(self.class_weight)} weights for {logits.shape[-1]} classes"
+                )
+            table = ops.convert_to_tensor(self.class_weight, dtype="float32")
+            weights = weights * ops.take(table, labels)
+        losses = keras.losses.sparse_categorical_crossentropy(
+            labels, logits, from_logits=True
+        )  # (B, H, W)
+        # Keras averages over all pixels; this factor turns that into the mean over
+        # those that count.
+        pixels = ops.cast(ops.size(labels), "float32")
+        total = ops.maximum(ops.sum(weights), keras.config.epsilon())
+        return losses * weights * (pixels / total)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(ignore_class=self.ignore_class, class_weight=self.class_weight)
+        return config
+
+
+def counted_pixels(labels, ids):
+    """Boolean map of the pixels whose label is none of the ignored `ids`."""
+    counted = ops.ones_like(labels, dtype="bool")
+    for ignored in ids:
+        counted = ops.logical_and(counted, ops.not_equal(labels, ignored))
+    return counted
+
+
+def integer_labels(y_true, y_pred):
+    """Labels as int32 `(B, H, W)`, checked against predictions `(B, H, W, K)`."""
+    labels = ops.convert_to_tensor(y_true)
+    if len(labels.shape) == 4 and labels.shape[-1] == 1:
+        labels = ops.squeeze(labels, axis=-1)
+    expected = tuple(y_pred.shape[:-1])
+    fits = len(labels.shape) == len(expected) and all(
+        a is None or b is None or a == b
+        for a, b in zip(labels.shape, expected, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            "Masks must hold one class id a pixel, (batch, height, width), at the size "
+            "of the images; one-hot masks: take numpy.argmax(mask, axis=-1). Received: "
+            f"masks of shape {tuple(y_true.shape)} for predictions of shape "
+            f"{tuple(y_pred.shape)}"
+        )
+    return ops.cast(labels, "int32")

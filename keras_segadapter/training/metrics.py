@@ -1,0 +1,130 @@
+"""Streaming confusion matrix: mIoU, mAcc, aAcc and IoU by class."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_segadapter.checks import check_num_classes, ignored_ids
+from keras_segadapter.training.losses import counted_pixels, integer_labels
+
+# The matrix is kept in two int32 parts, matrix = high * LIMB + low: JAX has no int64 by
+# default, and COCO-Stuff's training pixels do not fit into int32.
+LIMB = 2**30
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class MeanIoU(keras.metrics.Metric):
+    """Mean intersection over union of logits and integer masks, by exact counts.
+
+    Where `keras.metrics.MeanIoU` wants an argmax and gives one number, this takes the
+    model's logits, ignores several ids, counts exactly past 2^31 pixels on every
+    backend, and `report()` gives the other figures. Classes that occur neither in masks
+    nor in predictions are left out of the mean.
+
+    Args:
+        num_classes: Number of classes K, at least 2.
+        ignore_class: Id of void pixels, several ids, or None.
+        name: Name of the metric in logs and history.
+        **kwargs: `dtype`, as in `keras.metrics.Metric`.
+
+    Call arguments:
+        y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
+        y_pred: Logits or probabilities `(B, H, W, K)`.
+
+    Raises:
+        ValueError: If `num_classes` is below 2 or the shapes do not fit.
+        TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import keras_segadapter as ksa
+
+    metric = ksa.MeanIoU(num_classes=2)
+    logits = np.array([[[[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]]]])
+    metric.update_state(np.array([[[0, 1, 1]]]), logits)
+    print(float(metric.result()))  # 0.5
+    print(metric.report()["aAcc"])  # 0.666...
+    ```
+    """
+
+    def __init__(self, num_classes, ignore_class=255, name="mIoU", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.num_classes = check_num_classes(num_classes)
+        self.ignore_class = ignored_ids(ignore_class)
+        self.low, self.high = (
+            self.add_weight(
+                shape=(num_classes, num_classes),
+                initializer="zeros",
+                dtype="int32",
+                name=part,
+            )
+            for part in ("low", "high")
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_pred = ops.convert_to_tensor(y_pred)
+        labels = integer_labels(y_true, y_pred)  # (B, H, W)
+        predicted = ops.cast(ops.argmax(y_pred, axis=-1), "int32")  # (B, H, W)
+        # Ids outside the classes have no row in the matrix.
+        counted = counted_pixels(labels, self.ignore_class)
+        counted = ops.logical_and(counted, labels >= 0)
+        counted = ops.logical_and(counted, labels < self.num_classes)
+        cells = ops.where(counted, labels * self.num_classes + predicted, 0)
+        counts = ops.segment_sum(
+            ops.cast(ops.reshape(counted, (-1,)), "int32"),
+            ops.reshape(cells, (-1,)),
+            num_segments=self.num_classes**2,
+        )
+        low = self.low + ops.reshape(counts, (self.num_classes, self.num_classes))
+        carry = low // LIMB
+        self.low.assign(low - carry * LIMB)
+        self.high.assign(self.high + carry)
+
+    def result(self):
+        matrix = ops.cast(self.high, "float32") * LIMB + ops.cast(self.low, "float32")
+        hits = ops.diagonal(matrix)
+        union = ops.sum(matrix, axis=0) + ops.sum(matrix, axis=1) - hits
+        present = ops.cast(union > 0, "float32")
+        iou = hits / ops.maximum(union, 1.0)
+        return ops.sum(iou * present) / ops.maximum(ops.sum(present), 1.0)
+
+    def confusion_matrix(self):
+        """Exact counts, int64 `(K, K)`: rows are true classes, columns predicted."""
+        low = ops.convert_to_numpy(self.low).astype("int64")
+        high = ops.convert_to_numpy(self.high).astype("int64")
+        return high * LIMB + low
+
+    def report(self):
+        """All figures, in float64 from the exact counts.
+
+        Returns:
+            Dict of `mIoU`, `mAcc` (mean of the classes' recall), `aAcc` (share of
+            pixels that are right), and by class `IoU` and `Acc`, NaN for classes that
+            do not occur.
+        """
+        matrix = self.confusion_matrix().astype("float64")
+        hits, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+        with np.errstate(invalid="ignore"):
+            iou = hits / (true + predicted - hits)
+            acc = hits / true
+            overall = hits.sum() / matrix.sum()
+        return {
+            "mIoU": _mean(iou),
+            "mAcc": _mean(acc),
+            "aAcc": float(overall),
+            "IoU": iou,
+            "Acc": acc,
+        }
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(num_classes=self.num_classes, ignore_class=self.ignore_class)
+        return config
+
+
+def _mean(values):
+    """Mean of the values that exist; NaN where none does."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,117 @@
+"""Backbone, adapters, head and auxiliary path wired into one graph."""
+
+import keras
+from keras import layers
+
+from keras_segadapter.adapter import SegAdapter
+from keras_segadapter.graph import as_functional
+from keras_segadapter.resize import ResizeLike
+from keras_segadapter.stages import splice
+
+
+def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
+    """Symbolic inputs and outputs of a segmenter.
+
+    Args:
+        backbone: A functional model or a Sequential.
+        num_classes: Number of classes K.
+        stages: List of `Stage`.
+        adapters: List of `SegAdapter`, one a stage, or an empty one.
+        head: Layer from the list of stage features to scores at the finest stride.
+        aux: "sum", "per_stage" or None.
+        preprocessing: Layer between the image and the backbone.
+
+    Returns:
+        The image tensor and a dict of outputs at its size: "logits" and, where there
+        are adapters, "aux" ("sum") or "aux_s4", "aux_s8" and so on ("per_stage").
+    """
+    (image,) = keras.tree.flatten(as_functional(backbone).input)
+    inputs = keras.Input(image.shape[1:], name="image")  # (B, H, W, C)
+    features, scores = [], []
+
+    def insert(index, stage_features):
+        if adapters:
+            stage_features = adapters[index](stage_features)
+            if adapters[index].return_scores:
+                stage_features, stage_scores = stage_features
+                scores.append(stage_scores)
+        features.append(stage_features)
+        return stage_features
+
+    splice(backbone, preprocessing(inputs), stages, insert)
+    main = head(features)  # (B, H/4, W/4, K)
+    if len(getattr(main, "shape", ())) != 4 or main.shape[-1] != num_classes:
+        raise ValueError(
+            "`head` must turn a list of feature maps into class scores (batch, height, "
+            f"width, {num_classes}). Received: head={head!r}, which gave {main}"
+        )
+    outputs = {"logits": ResizeLike(dtype="float32", name="logits")([main, inputs])}
+    if adapters and aux == "sum":
+        coarse = _add_at_finest(scores)  # (B, H/4, W/4, K)
+        outputs["aux"] = ResizeLike(dtype="float32", name="aux")([coarse, inputs])
+    elif adapters and aux == "per_stage":
+        for key, stage_scores in zip(_keys(stages), scores, strict=True):
+            resize = ResizeLike(dtype="float32", name=f"aux_{key}")
+            outputs[f"aux_{key}"] = resize([stage_scores, inputs])
+    return inputs, outputs
+
+
+def resolve_adapters(adapters, stages, num_classes, aux):
+    """The list of adapters, one a stage; empty for none."""
+    if adapters is False:
+        return []
+    if adapters is True:
+        deepest = len(stages) - 1
+        return [
+            SegAdapter(
+                num_classes,
+                scale_init=1e-2 * 0.1 ** (deepest - index),
+                name=f"adapter_{key}",
+            )
+            for index, key in enumerate(_keys(stages))
+        ]
+    if not isinstance(adapters, (list, tuple)) or not all(
+        isinstance(adapter, SegAdapter) for adapter in adapters
+    ):
+        raise TypeError(
+            "`adapters` must be True, False or a list of SegAdapter. Received: "
+            f"adapters={adapters!r}"
+        )
+    if len({id(adapter) for adapter in adapters}) != len(stages):
+        raise ValueError(
+            f"`adapters` must hold one SegAdapter of its own for each of the "
+            f"{len(stages)} taps. Received: {len(adapters)} adapters"
+        )
+    for adapter in adapters:
+        if adapter.num_classes != num_classes:
+            raise ValueError(
+                f"The adapter '{adapter.name}' scores {adapter.num_classes} classes, "
+                f"but num_classes={num_classes}. Give both the same number."
+            )
+        if aux and not adapter.return_scores:
+            raise ValueError(
+                f"The adapter '{adapter.name}' has return_scores=False, so there is "
+                "nothing for the auxiliary loss. Set return_scores=True or aux=None."
+            )
+    return list(adapters)
+
+
+def _keys(stages):
+    """A short unique name a stage, made of its stride: s4, s8, s16, s16_2."""
+    keys, strides = [], []
+    for stage in stages:
+        strides.append(stage.stride)
+        count = strides.count(stage.stride)
+        keys.append(f"s{stage.stride}" + (f"_{count}" if count > 1 else ""))
+    return keys
+
+
+def _add_at_finest(scores):
+    """The stages' scores, resized to the first one's size and added, in float32."""
+    resized = [
+        ResizeLike(dtype="float32")([stage_scores, scores[0]])
+        for stage_scores in scores[1:]
+    ]
+    if not resized:
+        return scores[0]
+    return layers.Add(dtype="float32", name="coarse")([scores[0], *resized])

@@ -1,0 +1,512 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_segadapter.data import FolderDataset, check_folder, make_scenes
+
+
+def write(path, array, mode=None, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(np.asarray(array))
+    (picture.convert(mode) if mode else picture).save(path, **kwargs)
+
+
+def numbered(folder, count, size=(4, 6)):
+    """Write `count` pairs; image and mask number i hold nothing but i."""
+    for i in range(count):
+        write(folder / f"images/{i:03}.png", np.full((*size, 3), i, "uint8"))
+        write(folder / f"masks/{i:03}.png", np.full(size, i, "uint8"))
+    return folder
+
+
+def orders(data, epochs):
+    """Numbers of the images, in the order in which the dataset holds them."""
+    found = []
+    for epoch in epochs:
+        data.epoch = epoch
+        found.append([int(i) for images, _ in data for i in images[:, 0, 0, 0]])
+    return found
+
+
+def expected(seed, epochs, count):
+    return [
+        np.random.default_rng([seed, epoch]).permutation(count).tolist()
+        for epoch in epochs
+    ]
+
+
+def tiny_model():
+    return keras.Sequential([keras.layers.Conv2D(1, 1), keras.layers.Flatten()])
+
+
+def compile_to_show_targets(model):
+    # The loss of a batch is the mean of its mask, so it names the image.
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.0),
+        loss=lambda y, x: (
+            keras.ops.mean(keras.ops.cast(y, "float32"), (1, 2))
+            + 0 * keras.ops.mean(x, 1)
+        ),
+    )
+
+
+class Order(keras.callbacks.Callback):
+    """Notes the masks that a model really gets, from the running mean loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs.append([])
+        self.total = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        total = float(logs["loss"]) * (batch + 1)
+        self.epochs[-1].append(round(total - self.total))
+        self.total = total
+
+
+def fit(data, epochs, model=None, callbacks=(), **kwargs):
+    if model is None:
+        model = tiny_model()
+        compile_to_show_targets(model)
+    order = Order()
+    callbacks = [order, *callbacks]
+    model.fit(
+        data, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks, **kwargs
+    )
+    return order.epochs
+
+
+# Contract
+
+
+def test_batches(tmp_path):
+    data = FolderDataset(
+        numbered(tmp_path, 5), 5, batch_size=2, ignore_class=[255, 254]
+    )
+    batches = list(data)
+    assert isinstance(data, keras.utils.PyDataset)
+    assert len(data) == len(batches) == 3
+    assert [x.shape for x, _ in batches] == [(2, 4, 6, 3), (2, 4, 6, 3), (1, 4, 6, 3)]
+    assert [y.shape for _, y in batches] == [(2, 4, 6), (2, 4, 6), (1, 4, 6)]
+    assert all(x.dtype == y.dtype == "uint8" for x, y in batches)
+    np.testing.assert_array_equal(
+        np.concatenate([y for _, y in batches])[:, 0, 0], range(5)
+    )
+    assert data.image_paths == [tmp_path / f"images/00{i}.png" for i in range(5)]
+    assert data.mask_paths == [tmp_path / f"masks/00{i}.png" for i in range(5)]
+    assert (data.num_classes, data.ignore_class, data.epoch) == (5, [255, 254], 0)
+
+
+def test_report(tmp_path):
+    images, masks = make_scenes(3, size=(20, 30))
+    masks[0, :2] = 255
+    for i in range(3):
+        write(tmp_path / f"images/{i}.png", images[i])
+        write(tmp_path / f"masks/{i}.png", masks[i])
+    write(tmp_path / "images/3.png", images[0, :16])
+    write(tmp_path / "masks/3.png", np.full((16, 30), 3, "uint8"))
+    report = check_folder(tmp_path, 8)
+    pixels = np.bincount(masks[masks < 255], minlength=8)
+    pixels[3] += 16 * 30
+    assert report.keys() == {"images", "pixels", "ignored", "sizes"}
+    assert report["images"] == 4
+    assert report["pixels"].dtype == "int64"
+    np.testing.assert_array_equal(report["pixels"], pixels)
+    assert report["ignored"] == 60
+    assert report["sizes"] == [(16, 30), (20, 30)]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"num_classes": 1}, "`num_classes` must be .* 2, but 1 was received"),
+        ({"num_classes": 2.0}, "`num_classes` must be .* but 2.0 was received"),
+        ({"batch_size": 0}, "`batch_size` must be .* but 0 was received"),
+        ({"batch_size": True}, "`batch_size` must be .* but True was received"),
+        ({"image_size": 64}, "`image_size` must be .* but 64 was received"),
+        ({"image_size": (64, 0)}, r"`image_size` must be .* but \(64, 0\) was"),
+        ({"image_size": (64,)}, r"`image_size` must be .* but \(64,\) was"),
+        ({"image_size": (6.0, 6.0)}, r"`image_size` must be .* but \(6.0, 6.0\) was"),
+        ({"ignore_class": "void"}, "`ignore_class` must be .* but 'void' was"),
+        ({"ignore_class": [255, None]}, r"must be .* but \[255, None\] was"),
+        ({"seed": -1}, "`seed` must be .* but -1 was received"),
+        ({"threads": 0}, "`threads` must be .* but 0 was received"),
+    ],
+)
+def test_wrong_arguments(tmp_path, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        FolderDataset(numbered(tmp_path, 2), **{"num_classes": 2, **arguments})
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.0])
+def test_wrong_epoch(tmp_path, epoch):
+    data = FolderDataset(numbered(tmp_path, 2), 2)
+    with pytest.raises(ValueError, match=f"`epoch` must be .* but {epoch} was"):
+        data.epoch = epoch
+
+
+def spoil_nothing_there(folder):
+    return folder / "nowhere"
+
+
+def spoil_file_as_folder(folder):
+    return folder / "images/000.png"
+
+
+def spoil_subfolder(folder):
+    (folder / "masks").rename(folder / "labels")
+
+
+def spoil_empty(folder):
+    for path in (folder / "images").iterdir():
+        path.rename(path.with_suffix(".tiff"))
+
+
+def spoil_mask_pair(folder):
+    (folder / "masks/001.png").unlink()
+
+
+def spoil_image_pair(folder):
+    (folder / "images/001.png").unlink()
+
+
+def spoil_stem(folder):
+    write(folder / "images/001.JPG", np.zeros((4, 6, 3), "uint8"))
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (spoil_nothing_there, "folder .*nowhere does not exist .* Pass the path"),
+        (spoil_file_as_folder, "folder .*000.png does not exist or is not a folder"),
+        (spoil_subfolder, "folder .*masks does not exist. Put the masks there"),
+        (spoil_empty, "folder .*images holds no jpg, jpeg or png files. Put"),
+        (spoil_mask_pair, r"image .*001.png has no mask .*\(1 such .* Add the mask"),
+        (spoil_image_pair, r"mask .*001.png has no image .*\(1 such .* Add the image"),
+        (spoil_stem, "files .*001.JPG and .*001.png have the same name .* Rename"),
+    ],
+)
+@pytest.mark.parametrize("function", [FolderDataset, check_folder])
+def test_wrong_folder(tmp_path, function, spoil, words):
+    folder = spoil(numbered(tmp_path, 3)) or tmp_path
+    with pytest.raises(ValueError, match=words):
+        function(folder, 3)
+
+
+def truncate(path):
+    noise = np.random.default_rng(0).integers(0, 3, (4, 6, 3), "uint8")
+    write(path, noise if path.parent.name == "images" else noise[..., 0])
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def spoil_image(folder):
+    truncate(folder / "images/001.png")
+
+
+def spoil_image_fully(folder):
+    (folder / "images/001.png").write_text("not a picture")
+
+
+def spoil_mask(folder):
+    truncate(folder / "masks/001.png")
+
+
+def spoil_size(folder):
+    write(folder / "masks/001.png", np.zeros((6, 4), "uint8"))
+
+
+def spoil_ids(folder):
+    write(folder / "masks/001.png", np.array([[3, 7, 255, 1, 1, 1]] * 4, "uint8"))
+
+
+def spoil_colors(folder):
+    write(folder / "masks/001.png", np.full((4, 6, 3), [9, 9, 8], "uint8"))
+
+
+def spoil_mode(folder):
+    (folder / "masks/001.png").unlink()
+    write(folder / "masks/001.jpg", np.zeros((4, 6, 3), "uint8"), mode="CMYK")
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (spoil_image, "image .*images.001.png cannot be read: .* Replace the file"),
+        (spoil_image_fully, "image .*images.001.png cannot be read: .* Replace"),
+        (spoil_mask, "mask .*masks.001.png cannot be read: .* Replace the file"),
+        (spoil_size, r"images.001.png has the size \(4, 6\) .*1.png has \(6, 4\)"),
+        (
+            spoil_ids,
+            "masks.001.png holds the ids 3, 7, but only ids from 0 to 2 and the "
+            r"ignored ids \[255\] are allowed. Correct .* `num_classes` or `ignore_cl",
+        ),
+        (spoil_colors, "masks.001.png is a picture in colors .* Convert its colors"),
+        (spoil_mode, "masks.001.jpg has the picture mode CMYK, .* grey PNG"),
+    ],
+)
+def test_wrong_files(tmp_path, spoil, words):
+    spoil(numbered(tmp_path, 3))
+    with pytest.raises(ValueError, match=words):
+        check_folder(tmp_path, 3)
+    data = FolderDataset(tmp_path, 3)  # the constructor opens no file
+    with pytest.raises(ValueError, match=words):
+        data[0]
+
+
+def test_first_fault_is_named(tmp_path):
+    spoil_size(numbered(tmp_path, 9))
+    write(tmp_path / "masks/007.png", np.full((4, 6), 99, "uint8"))
+    with pytest.raises(ValueError, match=r"001\.png has the size"):
+        check_folder(tmp_path, 9)
+
+
+@pytest.mark.parametrize(
+    "ignore_class, words",
+    [
+        (255, "masks hold only the ids 0 and 255, and 255 is ignored"),
+        (None, r"000.png holds the ids 255, .* 0 to 1 and the ignored ids \[\] are"),
+    ],
+)
+def test_black_and_white_masks(tmp_path, ignore_class, words):
+    for i in range(2):
+        write(tmp_path / f"images/00{i}.png", np.zeros((4, 6, 3), "uint8"))
+        write(tmp_path / f"masks/00{i}.png", np.array([[0, 255] * 3] * 4, "uint8"))
+    words = words.replace("masks hold", "masks in .*masks hold")
+    with pytest.raises(ValueError, match=words + ".* 1 in place of 255"):
+        check_folder(tmp_path, 2, ignore_class=ignore_class)
+
+
+def test_sizes_that_differ_need_image_size(tmp_path):
+    numbered(tmp_path, 2)
+    write(tmp_path / "images/002.png", np.zeros((8, 6, 3), "uint8"))
+    write(tmp_path / "masks/002.png", np.zeros((8, 6), "uint8"))
+    words = r"000.png has \(4, 6\) and .*002.png has \(8, 6\). Pass `image_size="
+    with pytest.raises(ValueError, match=words):
+        FolderDataset(tmp_path, 2)[0]
+    assert FolderDataset(tmp_path, 2, image_size=[5, 7])[0][0].shape == (3, 5, 7, 3)
+    alone = FolderDataset(tmp_path, 2, batch_size=1)
+    assert [x.shape[1:3] for x, _ in alone] == [(4, 6), (4, 6), (8, 6)]
+
+
+# Meaning
+
+
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [
+        ("RGB", "png"),
+        ("RGBA", "png"),
+        ("L", "jpg"),
+        ("LA", "png"),
+        ("1", "png"),
+        ("P", "png"),
+        ("CMYK", "jpeg"),
+        ("I;16", "PNG"),
+    ],
+)
+def test_images_of_any_mode_become_rgb(tmp_path, mode, suffix):
+    grey = np.array([[0, 255]] * 2, "uint8").repeat(8, 0).repeat(8, 1)
+    if mode == "I;16":
+        write(tmp_path / f"images/a.{suffix}", grey.astype("uint16") * 257)
+    else:
+        rgb = Image.fromarray(grey).convert("RGB").convert(mode)
+        (tmp_path / "images").mkdir()
+        rgb.save(tmp_path / f"images/a.{suffix}")
+    write(tmp_path / "masks/a.png", grey // 255)
+    images, masks = FolderDataset(tmp_path, 2)[0]
+    assert images.dtype == "uint8"
+    np.testing.assert_allclose(images[0], grey[..., None].repeat(3, -1), atol=2)
+    np.testing.assert_array_equal(masks[0], grey // 255)
+
+
+def test_transparent_palette_image(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1]], "uint8")).convert("P")
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    (tmp_path / "images").mkdir()
+    picture.save(tmp_path / "images/a.png", transparency=bytes([0, 128]))
+    write(tmp_path / "masks/a.png", np.zeros((1, 2), "uint8"))
+    images, _ = FolderDataset(tmp_path, 2)[0]
+    np.testing.assert_array_equal(images[0, 0], [[10, 20, 30], [40, 50, 60]])
+
+
+IDS = np.array([[0, 1, 2], [3, 1, 0]], "uint8")
+
+
+def as_palette():
+    picture = Image.fromarray(IDS).convert("P")
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 7, 7, 7])
+    return picture
+
+
+@pytest.mark.parametrize(
+    "picture, ids",
+    [
+        (Image.fromarray(IDS), IDS),
+        (as_palette(), IDS),
+        (Image.fromarray(IDS > 0), IDS > 0),
+        (Image.fromarray(IDS.astype("uint16")), IDS),
+        (Image.fromarray(IDS).convert("RGB"), IDS),
+        (Image.fromarray(IDS).convert("RGBA"), IDS),
+        (Image.fromarray(IDS).convert("LA"), IDS),
+    ],
+    ids=["grey", "palette", "1-bit", "16-bit", "rgb", "rgba", "grey-alpha"],
+)
+def test_masks_of_any_mode_hold_ids(tmp_path, picture, ids):
+    write(tmp_path / "images/a.png", np.zeros((2, 3, 3), "uint8"))
+    (tmp_path / "masks").mkdir()
+    picture.save(tmp_path / "masks/a.png")
+    _, masks = FolderDataset(tmp_path, 4)[0]
+    assert masks.dtype == "uint8"
+    np.testing.assert_array_equal(masks[0], ids)
+
+
+def test_ids_beyond_255(tmp_path):
+    ids = np.array([[0, 299, 65535]], "uint16")
+    write(tmp_path / "images/a.png", np.zeros((1, 3, 3), "uint8"))
+    write(tmp_path / "masks/a.png", ids)
+    data = FolderDataset(tmp_path, 300, ignore_class=65535, image_size=(2, 6))
+    masks = data[0][1]
+    assert masks.dtype == "int32"
+    np.testing.assert_array_equal(masks[0], ids.repeat(2, 0).repeat(2, 1))
+    report = check_folder(tmp_path, 300, ignore_class=65535)
+    assert (report["pixels"][299], report["ignored"]) == (1, 1)
+
+
+def test_exif_orientation(tmp_path):
+    tags = Image.Exif()
+    tags[0x0112] = 6  # to be turned clockwise
+    image = np.zeros((8, 16, 3), "uint8")
+    image[:, 8:] = 255
+    write(tmp_path / "images/a.jpg", image, exif=tags, quality=95)
+    write(tmp_path / "masks/a.png", np.zeros((16, 8), "uint8"))
+    images, _ = FolderDataset(tmp_path, 2)[0]
+    assert images.shape == (1, 16, 8, 3)
+    assert images[0, :8].mean() < 5 and images[0, 8:].mean() > 250
+    assert check_folder(tmp_path, 2)["sizes"] == [(16, 8)]
+
+
+def test_resizing_interpolates_images_but_never_masks(tmp_path):
+    ids = np.array([[0, 7], [7, 0]], "uint8")
+    write(tmp_path / "images/a.png", ids[..., None].repeat(3, -1) * 30)
+    write(tmp_path / "masks/a.png", ids)
+    images, masks = FolderDataset(tmp_path, 8, image_size=(7, 9))[0]
+    assert images.shape[1:3] == masks.shape[1:] == (7, 9)
+    assert set(np.unique(masks)) == {0, 7}
+    assert len(np.unique(images)) > 2
+
+
+def test_files_pair_by_stem(tmp_path):
+    for stem in ("b", "a", "a-b", "a.b"):
+        value = len(stem)
+        write(tmp_path / f"images/{stem}.JPG", np.full((2, 2, 3), value, "uint8"))
+        write(tmp_path / f"masks/{stem}.png", np.full((2, 2), value, "uint8"))
+    (tmp_path / "images/._a.jpg").write_text("hidden")
+    (tmp_path / "images/notes.txt").write_text("no picture")
+    data = FolderDataset(str(tmp_path), 4)
+    assert data.image_paths == sorted(data.image_paths)
+    assert [p.stem for p in data.mask_paths] == [p.stem for p in data.image_paths]
+    assert all(isinstance(p, Path) for p in data.image_paths + data.mask_paths)
+    np.testing.assert_array_equal(data[0][0][..., 0], data[0][1])
+
+
+def test_ignored_class_is_not_counted(tmp_path):
+    write(tmp_path / "images/a.png", np.zeros((1, 4, 3), "uint8"))
+    write(tmp_path / "masks/a.png", np.array([[0, 1, 1, 9]], "uint8"))
+    report = check_folder(tmp_path, 2, ignore_class=[0, 9])
+    np.testing.assert_array_equal(report["pixels"], [0, 2])
+    assert report["ignored"] == 2
+
+
+def test_order_depends_on_seed_and_epoch_only(tmp_path):
+    numbered(tmp_path, 7)
+    plain = FolderDataset(tmp_path, 7, batch_size=3)
+    assert orders(plain, [0, 1]) == [list(range(7))] * 2
+    first = FolderDataset(tmp_path, 7, batch_size=3, shuffle=True, seed=5)
+    second = FolderDataset(tmp_path, 7, batch_size=2, shuffle=True, seed=5, threads=1)
+    assert orders(first, [0, 1, 2]) == expected(5, [0, 1, 2], 7)
+    assert orders(second, [2, 0]) == expected(5, [2, 0], 7)
+    assert len({tuple(order) for order in expected(5, [0, 1, 2], 7)}) == 3
+    other = FolderDataset(tmp_path, 7, shuffle=True, seed=6)
+    assert orders(other, [0]) != orders(first, [0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_order_that_fit_sees(tmp_path, count):
+    numbered(tmp_path, count)
+    data = FolderDataset(tmp_path, max(2, count), batch_size=1, shuffle=True, seed=3)
+    model = tiny_model()
+    compile_to_show_targets(model)
+    assert fit(data, 2, model) == expected(3, [0, 1], count)
+    assert data.epoch == 2
+    assert fit(data, 1, model) == expected(3, [2], count)
+    assert data.epoch == 3
+
+
+def test_order_that_fit_sees_after_compiling_again(tmp_path):
+    data = FolderDataset(numbered(tmp_path, 5), 5, batch_size=1, shuffle=True)
+    assert fit(data, 1) + fit(data, 2) == expected(0, [0, 1, 2], 5)
+
+
+def test_fit_goes_on_from_a_set_epoch(tmp_path):
+    numbered(tmp_path, 5)
+    data = FolderDataset(tmp_path, 5, batch_size=1, shuffle=True)
+    data.epoch = 4
+    assert fit(data, 2) == expected(0, [4, 5], 5)
+    resume = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: setattr(data, "epoch", 9)
+    )
+    assert fit(data, 2, callbacks=[resume]) == expected(0, [9, 10], 5)
+
+
+def test_epochs_of_fewer_steps_share_a_pass(tmp_path):
+    data = FolderDataset(numbered(tmp_path, 4), 4, batch_size=1, shuffle=True)
+    model = tiny_model()
+    compile_to_show_targets(model)
+    model.fit(data, epochs=1, steps_per_epoch=1, shuffle=False, verbose=0)
+    assert data.epoch == 0
+    model.fit(data, epochs=2, steps_per_epoch=2, shuffle=False, verbose=0)
+    assert data.epoch == 1
+
+
+def test_validation_leaves_the_order_alone(tmp_path):
+    data = FolderDataset(numbered(tmp_path, 5), 5, batch_size=1, shuffle=True)
+    plain = FolderDataset(tmp_path, 5, batch_size=2)
+    assert fit(data, 2, validation_data=plain) == expected(0, [0, 1], 5)
+
+
+# Keras on torch turns predictions into arrays in a way that NumPy 2 warns about.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_predictions_come_in_the_order_of_the_files(tmp_path):
+    data = FolderDataset(numbered(tmp_path, 5), 5, batch_size=2)
+    model = keras.Sequential([keras.layers.GlobalAveragePooling2D()])
+    model.compile()
+    predictions = model.predict(data, verbose=0)
+    np.testing.assert_allclose(predictions, np.arange(5)[:, None].repeat(3, 1))
+
+
+# Edges
+
+
+def test_batch_size_larger_than_the_dataset(tmp_path):
+    data = FolderDataset(numbered(tmp_path, 2), 2, batch_size=64)
+    assert len(data) == 1
+    assert data[0][0].shape == (2, 4, 6, 3)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_batch_that_is_not_there(tmp_path, index):
+    data = FolderDataset(numbered(tmp_path, 3), 3, batch_size=2)
+    with pytest.raises(IndexError, match=f"Batch {index} was asked for"):
+        data[index]
+
+
+def test_image_of_one_pixel(tmp_path):
+    data = FolderDataset(numbered(tmp_path, 1, size=(1, 1)), 2)
+    assert data[0][0].shape == (1, 1, 1, 3)
+    assert check_folder(tmp_path, 2)["pixels"].tolist() == [1, 0]
