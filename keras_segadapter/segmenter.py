@@ -227,6 +227,8 @@ class Segmenter(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
+        # Built at once, so that a file saved before the first step holds it whole.
+        self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -237,17 +239,18 @@ class Segmenter(keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
         """Train on images and ONE integer mask each, as `keras.Model.fit`.
 
         Args:
-            x: Images `(N, H, W, 3)` in 0..255, or a tf.data.Dataset, PyDataset, torch
-                DataLoader or generator of `(images, masks)`.
+            x: Images `(N, H, W, C)`, or a tf.data.Dataset, PyDataset, torch DataLoader
+                or generator of `(images, masks)`.
             y: Masks `(N, H, W)` of class ids, or a dict of them by output.
-            *args: As in `keras.Model.fit`.
-            **kwargs: As in `keras.Model.fit`.
+            batch_size: Images a step where `x` is an array; Keras' default is 32.
+            epochs: Passes over the data.
+            **kwargs: As in `keras.Model.fit`. `shuffle` is False by default where `x`
+                is no array: a dataset has an order of its own.
 
         Returns:
             Keras' `History`, with loss, logits_loss, aux_loss, mIoU and their val_.
@@ -266,13 +269,15 @@ class Segmenter(keras.Model):
                 "compile(loss=keras_segadapter.SegmentationCrossentropy("
                 "class_weight=[one weight a class])) instead."
             )
+        if y is None:
+            kwargs.setdefault("shuffle", False)
         self._check_data(x, y)
         validation = kwargs.get("validation_data")
         if isinstance(validation, (list, tuple)):
             self._check_data(*validation[:2])
         elif validation is not None:
             self._check_data(validation)
-        return super().fit(x, y, *args, **kwargs)
+        return super().fit(x, y, batch_size, epochs, **kwargs)
 
     def test_step(self, *args):
         # The auxiliary loss is wanted in evaluation too, which calls without training.

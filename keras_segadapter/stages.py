@@ -238,7 +238,11 @@ def _block_output(graph, level):
     if before not in level:
         return level[-1]
     maker_before = calls[_maker(graph, before)]
-    closes_block = _is_join(maker_before) or _is_pointwise(maker_before.operation)
+    closes_block = (
+        _is_join(maker_before)
+        or _is_pointwise(maker_before.operation)
+        or _is_whole_block(maker_before.operation)
+    )
     return before if closes_block else level[-1]
 
 
@@ -249,6 +253,7 @@ def _maker(graph, position):
         len(call.inputs) == 1
         and call.inputs[0].shape == call.shape
         and not hasattr(call.operation, "kernel_size")
+        and not _is_whole_block(call.operation)
         and id(call.inputs[0]) in graph.producer
     ):
         position = graph.producer[id(call.inputs[0])]
@@ -259,6 +264,11 @@ def _maker(graph, position):
 def _is_join(call):
     # A squeeze-and-excite gate has two inputs as well, but one of them is a pixel.
     return len(call.inputs) > 1 and len({t.shape[1:3] for t in call.inputs}) == 1
+
+
+def _is_whole_block(operation):
+    # Some libraries make a block one layer; no convolution or norm has five weights.
+    return len(getattr(operation, "weights", ())) > 4
 
 
 def _is_pointwise(operation):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import keras
@@ -125,18 +126,22 @@ def test_report(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"num_classes": 1}, "`num_classes` must be .* 2, but 1 was received"),
-        ({"num_classes": 2.0}, "`num_classes` must be .* but 2.0 was received"),
-        ({"batch_size": 0}, "`batch_size` must be .* but 0 was received"),
-        ({"batch_size": True}, "`batch_size` must be .* but True was received"),
-        ({"image_size": 64}, "`image_size` must be .* but 64 was received"),
-        ({"image_size": (64, 0)}, r"`image_size` must be .* but \(64, 0\) was"),
-        ({"image_size": (64,)}, r"`image_size` must be .* but \(64,\) was"),
-        ({"image_size": (6.0, 6.0)}, r"`image_size` must be .* but \(6.0, 6.0\) was"),
-        ({"ignore_class": "void"}, "`ignore_class` must be .* but 'void' was"),
-        ({"ignore_class": [255, None]}, r"must be .* but \[255, None\] was"),
-        ({"seed": -1}, "`seed` must be .* but -1 was received"),
-        ({"threads": 0}, "`threads` must be .* but 0 was received"),
+        ({"num_classes": 1}, "`num_classes` must be at least 2.*: num_classes=1$"),
+        ({"num_classes": 2.0}, "`num_classes` must be an integer.*: num_classes=2.0$"),
+        (
+            {"batch_size": 0},
+            "`batch_size` must be an integer of at least 1.*: batch_size=0$",
+        ),
+        ({"batch_size": True}, "`batch_size` must be an integer.*: batch_size=True$"),
+        ({"image_size": 64}, r"`image_size` must be None or \(.*: image_size=64$"),
+        ({"image_size": (64,)}, r"`image_size` must be .*: image_size=\(64,\)$"),
+        (
+            {"image_size": (64, 0)},
+            r"`image_size\[1\]` must be an integer of at least 1.*e\[1\]=0$",
+        ),
+        ({"image_size": (6.0, 6)}, r"`image_size\[0\]` must be .*e\[0\]=6.0$"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0.*: seed=-1$"),
+        ({"threads": 0}, "`threads` must be an integer of at least 1.*: threads=0$"),
     ],
 )
 def test_wrong_arguments(tmp_path, arguments, words):
@@ -144,10 +149,21 @@ def test_wrong_arguments(tmp_path, arguments, words):
         FolderDataset(numbered(tmp_path, 2), **{"num_classes": 2, **arguments})
 
 
+@pytest.mark.parametrize("ignore_class", ["void", [255, None], 255.0, True])
+def test_wrong_ignore_class(tmp_path, ignore_class):
+    words = "`ignore_class` must be None, an integer id or a list of integer ids. "
+    words = re.escape(f"{words}Received: ignore_class={ignore_class!r}")
+    with pytest.raises(TypeError, match=words):
+        FolderDataset(numbered(tmp_path, 2), 2, ignore_class=ignore_class)
+    with pytest.raises(TypeError, match=words):
+        check_folder(tmp_path, 2, ignore_class=ignore_class)
+
+
 @pytest.mark.parametrize("epoch", [-1, 1.0])
 def test_wrong_epoch(tmp_path, epoch):
     data = FolderDataset(numbered(tmp_path, 2), 2)
-    with pytest.raises(ValueError, match=f"`epoch` must be .* but {epoch} was"):
+    words = f"`epoch` must be an integer of at least 0.*: epoch={epoch}$"
+    with pytest.raises(ValueError, match=words):
         data.epoch = epoch
 
 
@@ -504,6 +520,15 @@ def test_batch_that_is_not_there(tmp_path, index):
     data = FolderDataset(numbered(tmp_path, 3), 3, batch_size=2)
     with pytest.raises(IndexError, match=f"Batch {index} was asked for"):
         data[index]
+
+
+def test_numpy_integers_are_arguments_too(tmp_path):
+    size = (np.int64(5), np.int32(7))
+    data = FolderDataset(
+        numbered(tmp_path, 3), np.int64(3), batch_size=np.int64(2), image_size=size
+    )
+    assert data[0][0].shape == (2, 5, 7, 3)
+    assert data.image_size == (5, 7)
 
 
 def test_image_of_one_pixel(tmp_path):

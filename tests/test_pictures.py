@@ -29,9 +29,19 @@ def test_colorize_and_overlay_shapes_and_types():
         assert picture.dtype == "uint8"
 
 
-@pytest.mark.parametrize("num_classes", [0, 257, 2.0, True, None])
-def test_palette_wrong_number(num_classes):
-    with pytest.raises(ValueError, match=f"from 1 to 256, but {num_classes!r} was"):
+@pytest.mark.parametrize(
+    "num_classes, rule",
+    [
+        (0, "an integer of at least 1"),
+        (257, "at most 256"),
+        (2.0, "an integer of at least 1"),
+        (True, "an integer of at least 1"),
+        (None, "an integer of at least 1"),
+    ],
+)
+def test_palette_wrong_number(num_classes, rule):
+    words = f"`num_classes` must be {rule}.*: num_classes={num_classes!r}$"
+    with pytest.raises(ValueError, match=words):
         palette(num_classes)
 
 

@@ -58,13 +58,17 @@ def test_more_scenes_start_with_the_fewer():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"count": 0}, "`count` must be a positive integer, but 0"),
-        ({"count": 2.0}, "`count` must be a positive integer, but 2.0"),
-        ({"count": True}, "`count` must be a positive integer, but True"),
-        ({"count": 1, "size": 96}, "`size` must be .* but 96 was received"),
-        ({"count": 1, "size": (96, 8)}, r"at least 16, but \(96, 8\) was"),
-        ({"count": 1, "size": (96, 96, 3)}, r"but \(96, 96, 3\) was received"),
-        ({"count": 1, "seed": -1}, "`seed` must be a non-negative .* but -1"),
+        ({"count": 0}, "`count` must be an integer of at least 1.*: count=0$"),
+        ({"count": 2.0}, "`count` must be an integer .*: count=2.0$"),
+        ({"count": True}, "`count` must be an integer .*: count=True$"),
+        ({"count": 1, "size": 96}, r"`size` must be \(height, width\).*: size=96$"),
+        ({"count": 1, "size": (96, 96, 3)}, r"Received: size=\(96, 96, 3\)$"),
+        (
+            {"count": 1, "size": (96, 8)},
+            r"`size\[1\]` must be an integer of at least 16.*: size\[1\]=8$",
+        ),
+        ({"count": 1, "size": (96.0, 96)}, r"`size\[0\]` must .*\]=96.0$"),
+        ({"count": 1, "seed": -1}, "`seed` must be an integer of at least 0.*=-1$"),
     ],
 )
 def test_wrong_arguments(arguments, words):

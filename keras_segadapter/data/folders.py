@@ -100,20 +100,19 @@ class FolderDataset(keras.utils.PyDataset):
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0)
         check_integer("threads", threads, 1)
-        if image_size is not None and not (
-            isinstance(image_size, tuple | list)
-            and len(image_size) == 2
-            and all(isinstance(side, int) and side > 0 for side in image_size)
-        ):
-            raise ValueError(
-                "`image_size` must be None or (height, width) with two positive "
-                f"integers, but {image_size!r} was received. Pass a size such as "
-                "(256, 256)."
+        if image_size is not None:
+            if not isinstance(image_size, tuple | list) or len(image_size) != 2:
+                raise ValueError(
+                    "`image_size` must be None or (height, width). Received: "
+                    f"image_size={image_size!r}"
+                )
+            image_size = tuple(
+                check_integer(f"image_size[{i}]", image_size[i]) for i in (0, 1)
             )
         self.image_paths, self.mask_paths = _find_pairs(folder)
         self.num_classes = num_classes
         self.batch_size = batch_size
-        self.image_size = None if image_size is None else tuple(image_size)
+        self.image_size = image_size
         self.ignore_class = ignore_class
         self.shuffle = bool(shuffle)
         self.seed = seed

@@ -59,15 +59,9 @@ def make_scenes(count, size=(96, 96), seed=0):
     """
     check_integer("count", count)
     check_integer("seed", seed, least=0)
-    if (
-        not isinstance(size, tuple | list)
-        or len(size) != 2
-        or not all(isinstance(side, int) and side >= 16 for side in size)
-    ):
-        raise ValueError(
-            "`size` must be (height, width) with two integers of at least 16, but "
-            f"{size!r} was received. Pass a size such as (96, 96)."
-        )
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise ValueError(f"`size` must be (height, width). Received: size={size!r}")
+    size = tuple(check_integer(f"size[{i}]", size[i], least=16) for i in (0, 1))
     images = np.empty((count, *size, 3), "uint8")
     masks = np.empty((count, *size), "uint8")
     for i in range(count):

@@ -14,6 +14,8 @@ class SegmentationCrossentropy(keras.losses.Loss):
     masks often need both. The mean is `sum(w * ce) / sum(w)`, as PyTorch's: w is 0 for
     void pixels and the class's weight elsewhere, so void never counts. `sample_weight`
     multiplies each pixel's term and leaves the divisor. A batch of void alone gives 0.
+    An id that is neither a class nor ignored makes the loss NaN: each backend would
+    train on it in a way of its own.
 
     Args:
         ignore_class: Id of void pixels, several ids, or None.
@@ -24,6 +26,7 @@ class SegmentationCrossentropy(keras.losses.Loss):
     Call arguments:
         y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
         y_pred: Logits `(B, H, W, K)`; computed on in float32.
+        sample_weight: Weights of images `(B,)` or of pixels `(B, H, W)`, or None.
 
     Raises:
         TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
@@ -59,12 +62,22 @@ class SegmentationCrossentropy(keras.losses.Loss):
                 f"Received: class_weight={class_weight}"
             )
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is not None:
+            sample_weight = ops.convert_to_tensor(sample_weight, dtype="float32")
+            # Keras would line up the weights (B,) of whole images with columns.
+            if len(sample_weight.shape) == 1:
+                sample_weight = ops.reshape(sample_weight, (-1, 1, 1))
+        return super().__call__(y_true, y_pred, sample_weight=sample_weight)
+
     def call(self, y_true, y_pred):
         labels = integer_labels(y_true, y_pred)  # (B, H, W)
         logits = ops.cast(y_pred, "float32")  # (B, H, W, K)
-        weights = counted_pixels(labels, self.ignore_class)  # (B, H, W)
-        labels = ops.where(weights, labels, 0)
-        weights = ops.cast(weights, "float32")
+        counted = counted_pixels(labels, self.ignore_class)  # (B, H, W)
+        known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+        weights = ops.where(known, 1.0, float("nan"))
+        weights = ops.cast(ops.where(counted, weights, 0.0), "float32")
+        labels = ops.where(known, labels, 0)
         if self.class_weight is not None:
             if len(self.class_weight) != logits.shape[-1]:
                 raise ValueError(

@@ -65,6 +65,11 @@ class MeanIoU(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_pred = ops.convert_to_tensor(y_pred)
+        if y_pred.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"Predictions must have {self.num_classes} channels, one a class. "
+                f"Received: predictions of shape {tuple(y_pred.shape)}"
+            )
         labels = integer_labels(y_true, y_pred)  # (B, H, W)
         predicted = ops.cast(ops.argmax(y_pred, axis=-1), "int32")  # (B, H, W)
         # Ids outside the classes have no row in the matrix.

@@ -1,0 +1,181 @@
+"""Train a segmenter: on built-in scenes, or on photographs in a folder.
+
+    python examples/train.py
+    python examples/train.py --data FOLDER --classes 11 --backbone MobileNetV3Small
+
+FOLDER holds images/ and masks/ of the same file names (masks: grey or palette PNGs of
+class ids, 255 is void), or train/ and val/ with these inside. Writes the model and a
+picture of image, truth, prediction and coarse map to the folder --out.
+"""
+
+import argparse
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import keras_segadapter as ksa
+
+
+def main():
+    args = parse_arguments()
+    print(f"Keras {keras.__version__} on {keras.backend.backend()}, {device()}")
+    keras.utils.set_random_seed(args.seed)
+    train, val, num_classes = load_data(args)
+    backbone = build_backbone(args.backbone, args.weights)
+    model = ksa.build_segmenter(backbone, num_classes, adapters=args.adapters)
+    for stage in model.stages:
+        print(f"stage: {stage.name}, stride {stage.stride}, {stage.channels} channels")
+
+    batches = (
+        len(train)
+        if isinstance(train, keras.utils.PyDataset)
+        else -(-len(train[0]) // args.batch)
+    )
+    steps = args.epochs * batches
+    warmup = min(steps // 10, 1500)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        args.lr / 100, steps - warmup, warmup_target=args.lr, warmup_steps=warmup
+    )
+    jit = {"on": True, "off": False, "auto": "auto"}[args.jit]
+    model.compile(ksa.AdamW(schedule), jit_compile=jit)
+    options = dict(validation_data=val, epochs=args.epochs)
+    if isinstance(train, keras.utils.PyDataset):
+        history = model.fit(train, **options)
+    else:
+        history = model.fit(*train, batch_size=args.batch, **options)
+    print(f"validation mIoU: {history.history['val_mIoU'][-1]:.3f}")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    model.save(args.out / "model.keras")
+    images, masks = val[0][:2] if isinstance(val, keras.utils.PyDataset) else val
+    picture(model, images[:4], masks[:4], args.out / "prediction.png")
+    print(f"saved {args.out / 'model.keras'} and {args.out / 'prediction.png'}")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of photographs; built-in scenes without it")
+    add("--classes", type=int, help="number of classes in the masks of --data")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize photographs")
+    add(
+        "--backbone",
+        default="small",
+        help="small, a model of keras.applications (MobileNetV3Small), "
+        "keras_hub:PRESET (a name or folder) or keras_cv:NAME (ResNet18V2Backbone)",
+    )
+    add("--weights", choices=("imagenet", "none"), default="imagenet")
+    add("--no-adapters", dest="adapters", action="store_false")
+    add("--epochs", type=int, default=16)
+    add("--batch", type=int, default=8)
+    add("--lr", type=float, default=2e-3, help="highest learning rate")
+    add("--jit", choices=("on", "off", "auto"), default="auto", help="XLA")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("runs/train"))
+    args = parser.parse_args()
+    if args.data and not args.classes:
+        parser.error("--data needs --classes, the number of classes in the masks")
+    return args
+
+
+def device():
+    """Where the backend puts a new tensor: its default device."""
+    return f"device {keras.ops.zeros(1).device}"
+
+
+def load_data(args):
+    """Training and validation data, and the number of classes."""
+    if not args.data:
+        images, masks = ksa.data.make_scenes(480, size=(96, 96), seed=args.seed)
+        num_classes = len(ksa.data.SCENE_CLASSES)
+        return (images[:400], masks[:400]), (images[400:], masks[400:]), num_classes
+    parts = [args.data / "train", args.data / "val"]
+    if not all(part.is_dir() for part in parts):
+        parts = [args.data]
+    for part in parts:
+        report = ksa.data.check_folder(part, args.classes)
+        print(f"{part}: {report['images']} images of {report['sizes']}")
+    options = dict(batch_size=args.batch, image_size=args.size)
+    train = ksa.data.FolderDataset(
+        parts[0], args.classes, shuffle=True, seed=args.seed, **options
+    )
+    val = ksa.data.FolderDataset(parts[-1], args.classes, **options)
+    if len(parts) == 1:
+        # By file name, since neighbours are often frames of one film.
+        cut = max(1, len(train.image_paths) // 5)
+        for files in ("image_paths", "mask_paths"):
+            setattr(train, files, getattr(train, files)[:-cut])
+            setattr(val, files, getattr(val, files)[-cut:])
+    return train, val, args.classes
+
+
+def build_backbone(name, weights):
+    """A functional backbone by name; any other of yours serves as well."""
+    weights = None if weights == "none" else weights
+    library, _, model = name.rpartition(":")
+    if name == "small":
+        return small_backbone()
+    if library == "keras_hub":
+        import keras_hub
+
+        return keras_hub.models.Backbone.from_preset(
+            model, load_weights=weights is not None
+        )
+    if library == "keras_cv":
+        import keras_cv
+
+        return getattr(keras_cv.models, model)()
+    build = getattr(keras.applications, name, None)
+    if not callable(build):
+        raise SystemExit(
+            f"--backbone {name}: keras.applications has no such model. Write its name "
+            "as in the Keras documentation, or keras_hub:PRESET, or keras_cv:NAME."
+        )
+    try:
+        return build(include_top=False, weights=weights, input_shape=(None, None, 3))
+    except Exception as error:
+        if weights is None:
+            raise
+        raise SystemExit(
+            f"The ImageNet weights of {name} could not be loaded: {error}. Without a "
+            "network, pass --weights none to train from scratch."
+        ) from error
+
+
+def small_backbone(channels=(32, 64, 96, 128)):
+    """A residual net of 0.6 M parameters, strides 4 to 32, to train from scratch."""
+    layers = keras.layers
+
+    def convolution(x, width, stride):
+        x = layers.Conv2D(width, 3, stride, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization(momentum=0.9)(x)
+
+    inputs = keras.Input((None, None, 3))
+    x = layers.ReLU()(convolution(inputs, channels[0], 2))
+    for width in channels:
+        x = shortcut = layers.ReLU()(convolution(x, width, 2))
+        x = layers.ReLU()(convolution(x, width, 1))
+        x = layers.ReLU()(convolution(x, width, 1) + shortcut)
+    return keras.Model(inputs, x, name="small")
+
+
+def picture(model, images, masks, path):
+    """Image, truth, prediction and the adapters' coarse map, one row an image."""
+    rows = []
+    for image, mask, label in zip(images, masks, model.segment(images), strict=True):
+        row = [image, *(ksa.pictures.colorize(m, 255) for m in (mask, label))]
+        outputs = model(image[None].astype("float32"), aux=True)
+        titles = ["image", "truth", "prediction"]
+        if "aux" in outputs:
+            coarse = keras.ops.convert_to_numpy(outputs["aux"][0])
+            row.append(ksa.pictures.colorize(np.argmax(coarse, -1), 255))
+            titles.append("coarse map")
+        rows.append(row)
+    ksa.pictures.panels(rows, titles, path)
+
+
+if __name__ == "__main__":
+    main()

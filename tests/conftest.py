@@ -1,0 +1,34 @@
+"""What several test files share: a tiny backbone, seeds, the backend's name."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def tiny_backbone():
+    """Function that builds a residual net, one block a stage, strides 4, 8, ..."""
+
+    def build(channels=(4, 6), size=(None, None)):
+        inputs = keras.Input((*size, 3))
+        x = inputs
+        for index, width in enumerate(channels):
+            stride = 4 if index == 0 else 2
+            reduce = keras.layers.Conv2D(
+                width, 3, stride, padding="same", name=f"reduce_{index + 1}"
+            )
+            x = reduce(x)
+            branch = keras.layers.BatchNormalization()(x)
+            branch = keras.layers.Conv2D(width, 1, activation="relu")(branch)
+            x = x + branch
+        return keras.Model(inputs, x, name="tiny")
+
+    return build

@@ -1,0 +1,110 @@
+"""The package as a whole: its order, its documentation, its one place for backends."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import keras
+import pytest
+
+import keras_segadapter as ksa
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "keras_segadapter"
+READING_ORDER = [
+    "version",
+    "checks",
+    "resize",
+    "attention",
+    "adapter",
+    "head",
+    "graph",
+    "stages",
+    "preprocessing",
+    "training.losses",
+    "training.metrics",
+    "training.optimizers",
+    "wiring",
+    "inference",
+    "segmenter",
+    "data.scenes",
+    "data.folders",
+    "data",
+    "pictures",
+]
+
+
+def module_path(name):
+    path = PACKAGE / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def test_modules_import_only_what_stands_above_them():
+    for index, name in enumerate(READING_ORDER):
+        imported = re.findall(
+            r"^from keras_segadapter\.([\w.]+) import",
+            module_path(name).read_text(),
+            re.MULTILINE,
+        )
+        assert set(imported) <= set(READING_ORDER[:index]), name
+
+
+def test_the_reading_order_names_every_module():
+    found = {
+        str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
+        for path in PACKAGE.rglob("*.py")
+    }
+    found = {name.removesuffix(".__init__") for name in found} - {"__init__"}
+    assert found - {"training"} == set(READING_ORDER)
+
+
+def test_one_file_knows_the_backend():
+    knows = re.compile(r"backend\.backend\(|import (tensorflow|torch|jax)\b")
+    files = [p.name for p in PACKAGE.rglob("*.py") if knows.search(p.read_text())]
+    assert files == ["resize.py"]
+
+
+def test_only_public_keras_names_and_no_assert():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Assert), path
+            module = getattr(node, "module", None) or ""
+            assert not module.startswith("keras.src"), path
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_keras"):
+                raise AssertionError(f"{path}: {node.attr}")
+
+
+def public_objects():
+    for holder in (ksa, ksa.data):
+        for name in holder.__all__:
+            if callable(getattr(holder, name)):
+                yield name, getattr(holder, name)
+    for name, value in vars(ksa.pictures).items():
+        if getattr(value, "__module__", "") == ksa.pictures.__name__:
+            if not name.startswith("_"):
+                yield name, value
+    for name in ("compile", "fit", "segment"):
+        yield f"Segmenter.{name}", getattr(ksa.Segmenter, name)
+
+
+PUBLIC = dict(public_objects())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_docstring_has_an_example_that_runs(name, tmp_path, monkeypatch):
+    text = inspect.getdoc(PUBLIC[name])
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    if not blocks:
+        assert "Example: see `Segmenter`." in text
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, name, "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize(
+    "name", ["ResizeLike", "SegAttention", "SegAdapter", "MeanIoU", "Segmenter"]
+)
+def test_classes_are_registered_under_the_packages_name(name):
+    registered = keras.saving.get_registered_name(getattr(ksa, name))
+    assert registered == f"keras_segadapter>{name}"

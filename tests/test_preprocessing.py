@@ -1,0 +1,72 @@
+"""The layer in front of the backbone gives what keras.applications would."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_segadapter import build_segmenter
+from keras_segadapter.preprocessing import default_preprocessing
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (1, 8, 6, 3)).astype("float32")
+
+
+def stand_in(name):
+    """A backbone of one layer that bears a family's name."""
+    inputs = keras.Input((None, None, 3))
+    outputs = keras.layers.Conv2D(2, 4, 4)(inputs)
+    return keras.Model(inputs, outputs, name=name)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("resnet50", "resnet50"),
+        ("vgg16", "vgg16"),
+        ("resnet_v2", "resnet50v2"),
+        ("mobilenet", "mobilenet_1.00_224"),
+        ("mobilenet_v2", "mobilenetv2_1.00_224"),
+        ("densenet", "densenet121"),
+        ("xception", "xception"),
+        ("inception_v3", "inception_v3"),
+        ("nasnet", "nasnet_mobile"),
+    ],
+)
+def test_the_same_as_the_familys_preprocess_input(module, name):
+    layer = default_preprocessing(stand_in(name))
+    expected = getattr(keras.applications, module).preprocess_input(IMAGES.copy())
+    actual = keras.ops.convert_to_numpy(layer(IMAGES))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_names_are_those_that_keras_applications_gives():
+    for build, name in (
+        (keras.applications.MobileNetV2, "mobilenetv2_"),
+        (keras.applications.MobileNet, "mobilenet_"),
+    ):
+        assert build(weights=None, include_top=False).name.startswith(name)
+
+
+def test_a_backbone_of_unknown_make_gets_imagenets_mean_and_deviation():
+    layer = default_preprocessing(stand_in("mine"))
+    grey = np.full((1, 1, 1, 3), [123.675, 116.28, 103.53], "float32")
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(grey)), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetV2B0"])
+def test_a_backbone_that_normalises_by_itself_is_left_alone(name):
+    backbone = getattr(keras.applications, name)(include_top=False, weights=None)
+    assert isinstance(default_preprocessing(backbone), keras.layers.Identity)
+
+
+def test_other_than_three_channels_are_left_alone():
+    inputs = keras.Input((None, None, 5))
+    backbone = keras.Model(inputs, keras.layers.Conv2D(4, 4, 4)(inputs))
+    assert isinstance(default_preprocessing(backbone), keras.layers.Identity)
+    model = build_segmenter(backbone, 2)
+    assert model.segment(np.zeros((9, 7, 5), "uint8")).shape == (9, 7)
+
+
+def test_a_layer_of_the_users_own(tiny_backbone):
+    scale = keras.layers.Rescaling(1 / 255)
+    model = build_segmenter(tiny_backbone(), 2, preprocessing=scale)
+    assert scale in model.layers

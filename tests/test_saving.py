@@ -1,0 +1,204 @@
+"""A `.keras` file brings everything back: other processes, other backends, training."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_segadapter as ksa
+from keras_segadapter import build_segmenter
+
+K = 3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (4, 32, 48, 3), "uint8")
+MASKS = RNG.integers(0, K, (4, 32, 48), "uint8")
+
+
+def trained(backbone, **options):
+    model = build_segmenter(backbone, K, **options)
+    model.compile(ksa.AdamW(1e-3))
+    model.fit(IMAGES, MASKS, batch_size=2, verbose=0)
+    return model
+
+
+def arrays(variables):
+    return [keras.ops.convert_to_numpy(v) for v in variables]
+
+
+def assert_equal(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(aux="per_stage"), dict(aux=None), dict(adapters=False)],
+    ids=str,
+)
+def test_the_whole_comes_back(tiny_backbone, tmp_path, options):
+    model = build_segmenter(tiny_backbone(), K, name="mine", **options)
+    model.compile(ignore_class=[255, 7], aux_weight=0.3)
+    model.save(tmp_path / "model.keras")
+    keras.layers.Add()([keras.Input((4,))] * 2)  # operations get other names now
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, ksa.Segmenter)
+    config, again = model.get_config(), loaded.get_config()
+    assert json.dumps(config, sort_keys=True) == json.dumps(again, sort_keys=True)
+    assert_equal(
+        [model.predict(IMAGES, verbose=0)], [loaded.predict(IMAGES, verbose=0)]
+    )
+    expected = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    assert loaded.evaluate(IMAGES, MASKS, verbose=0, return_dict=True) == expected
+
+
+LOAD = """
+import sys, json
+import keras, numpy as np
+keras.layers.Add()([keras.Input((4,))] * 2)  # another model was built there first
+import keras_segadapter
+folder = sys.argv[1]
+model = keras.models.load_model(folder + "/model.keras")
+logits = model.predict(np.load(folder + "/images.npy"), verbose=0)
+optimizer = [keras.ops.convert_to_numpy(v) for v in model.optimizer.variables]
+np.savez(folder + "/result.npz", logits, *optimizer)
+model.fit(np.load(folder + "/images.npy"), np.load(folder + "/masks.npy"), verbose=0)
+print(keras.backend.backend(), model.jit_compile)
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_a_fresh_process_of_any_backend_loads_it(tiny_backbone, tmp_path, backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed here")
+    model = trained(tiny_backbone())
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.save(tmp_path / "masks.npy", MASKS)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(backend)
+    logits, *optimizer = np.load(tmp_path / "result.npz").values()
+    np.testing.assert_allclose(logits, model.predict(IMAGES, verbose=0), atol=1e-4)
+    for loaded, kept in zip(optimizer, arrays(model.optimizer.variables), strict=True):
+        np.testing.assert_allclose(loaded, kept, rtol=1e-6)
+
+
+def test_weights_alone(tiny_backbone, tmp_path):
+    model = trained(tiny_backbone())
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = build_segmenter(tiny_backbone(), K)
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert_equal([model.predict(IMAGES, verbose=0)], [other.predict(IMAGES, verbose=0)])
+
+
+def test_a_file_says_auto_where_auto_was_asked_for(tiny_backbone, tmp_path):
+    # What "auto" came to on this machine must not be forced on the next one.
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile()
+    assert model.get_compile_config()["jit_compile"] == "auto"
+
+
+def test_mixed_precision_is_kept_with_its_loss_scale(tiny_backbone, tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = trained(tiny_backbone())
+        model.save(tmp_path / "model.keras")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.dtype_policy.name == "mixed_float16"
+    assert type(loaded.optimizer) is type(model.optimizer)
+    assert_equal(arrays(model.optimizer.variables), arrays(loaded.optimizer.variables))
+    loaded.fit(IMAGES, MASKS, verbose=0)
+
+
+def test_a_frozen_backbone_stays_frozen(tiny_backbone, tmp_path):
+    backbone = tiny_backbone()
+    backbone.trainable = False
+    model = build_segmenter(backbone, K)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert len(loaded.trainable_variables) == len(model.trainable_variables)
+    assert len(model.trainable_variables) < len(model.variables) - 10
+    loaded.backbone.trainable = True
+    assert len(loaded.trainable_variables) > len(model.trainable_variables)
+
+
+def test_own_preprocessing_and_nested_backbones_come_back(tiny_backbone, tmp_path):
+    inputs = keras.Input((None, None, 3))
+    nested = keras.Model(
+        inputs, tiny_backbone()(keras.layers.Rescaling(0.01)(inputs)), name="resnet50"
+    )
+    model = build_segmenter(
+        nested, K, preprocessing=keras.layers.Rescaling(0.5), taps=None
+    )
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_equal(
+        [model.predict(IMAGES, verbose=0)], [loaded.predict(IMAGES, verbose=0)]
+    )
+
+
+def test_the_preprocessing_of_a_caffe_backbone_comes_back(tmp_path):
+    inputs = keras.Input((None, None, 3))
+    backbone = keras.Model(
+        inputs, keras.layers.Conv2D(4, 4, 4)(inputs), name="resnet50"
+    )
+    model = build_segmenter(backbone, K)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_equal(
+        [model.predict(IMAGES, verbose=0)], [loaded.predict(IMAGES, verbose=0)]
+    )
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Order is a function of seed and epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        order = np.random.default_rng([0, self.epoch]).permutation(len(IMAGES))
+        chosen = order[2 * index : 2 * index + 2]
+        return IMAGES[chosen], MASKS[chosen]
+
+
+def test_stopped_and_resumed_ends_where_it_would_have(tiny_backbone, tmp_path):
+    def build():
+        keras.utils.set_random_seed(0)
+        # Dropout's seed is not a function of the epoch: exactness is promised without.
+        head = ksa.MLPHead(K, channels=8, dropout=0.0)
+        model = build_segmenter(tiny_backbone(), K, head=head)
+        model.compile(ksa.AdamW(1e-3))
+        return model
+
+    through, stopped = build(), build()
+    for epoch in range(2):
+        through.fit(Shuffled(epoch), initial_epoch=epoch, epochs=epoch + 1, verbose=0)
+    stopped.fit(Shuffled(0), epochs=1, verbose=0)
+    assert np.any(arrays(stopped.variables)[0] != arrays(through.variables)[0])
+    stopped.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    resumed.fit(Shuffled(1), initial_epoch=1, epochs=2, verbose=0)
+    assert int(resumed.optimizer.iterations) == int(through.optimizer.iterations) == 4
+    for a, b in zip(
+        arrays(through.trainable_variables),
+        arrays(resumed.trainable_variables),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)

@@ -1,0 +1,328 @@
+"""Segmenter: calls, compile, fit, evaluate, segment."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_segadapter as ksa
+from keras_segadapter import SegAdapter, build_segmenter
+
+K = 3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (4, 64, 96, 3), "uint8")
+MASKS = RNG.integers(0, K, (4, 64, 96), "uint8")
+
+
+def crossentropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def weights(layers):
+    return [keras.ops.convert_to_numpy(v) for layer in layers for v in layer.variables]
+
+
+def test_a_call_gives_logits_and_in_training_both(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    x = IMAGES[:1].astype("float32")
+    logits = model(x)
+    assert logits.shape == (1, 64, 96, K)
+    outputs = model(x, training=True)
+    assert set(outputs) == {"logits", "aux"}
+    assert outputs["aux"].shape == (1, 64, 96, K)
+    assert set(model(x, aux=True)) == {"logits", "aux"}
+    assert model(x, training=True, aux=False).shape == (1, 64, 96, K)
+
+
+def test_logits_are_the_same_with_and_without_the_auxiliary_path(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    x = IMAGES[:1].astype("float32")
+    one, both = model(x), model(x, aux=True)["logits"]
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, both)))
+
+
+def test_scale_zero_leaves_the_backbones_features_bit_identical(tiny_backbone):
+    backbone = tiny_backbone()
+    adapters = [SegAdapter(K, scale_init=0.0) for _ in range(2)]
+
+    class Features(keras.layers.Layer):
+        """A head that hands out the deepest features as they are."""
+
+        def call(self, features):
+            return features[-1][..., :K]
+
+        def compute_output_shape(self, input_shape):
+            return (*input_shape[-1][:-1], K)
+
+    model = build_segmenter(backbone, K, adapters=adapters, head=Features())
+    probe = keras.Model(model.input, model.get_layer(model._parts.head.name).output)
+    prepared = model._parts.preprocessing(IMAGES.astype("float32"))
+    expected = backbone.predict(keras.ops.convert_to_numpy(prepared), verbose=0)
+    actual = probe.predict(IMAGES, verbose=0)
+    np.testing.assert_array_equal(actual, expected[..., :K])
+
+
+def test_the_coarse_map_is_the_sum_of_the_resized_scores(tiny_backbone):
+    one_stage = build_segmenter(tiny_backbone(), K, taps=None, aux="per_stage")
+    summed = build_segmenter(tiny_backbone(), K)
+    summed.set_weights(one_stage.get_weights())
+    x = IMAGES[:1].astype("float32")
+    stages = one_stage(x, aux=True)
+    total = sum(keras.ops.convert_to_numpy(stages[f"aux_s{s}"]) for s in (4, 8))
+    aux = keras.ops.convert_to_numpy(summed(x, aux=True)["aux"])
+    # Two resizes in a row are not one, but a map's inside is nearly the same.
+    assert np.corrcoef(aux.ravel(), total.ravel())[0, 1] > 0.99
+
+
+def test_fit_on_one_mask_and_history(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile()
+    history = model.fit(
+        IMAGES, MASKS, batch_size=2, verbose=0, validation_data=(IMAGES, MASKS)
+    ).history
+    names = {"loss", "logits_loss", "aux_loss", "mIoU"}
+    assert set(history) == names | {f"val_{name}" for name in names}
+    values = {name: value[0] for name, value in history.items()}
+    for prefix in ("", "val_"):
+        total = values[f"{prefix}logits_loss"] + 0.4 * values[f"{prefix}aux_loss"]
+        np.testing.assert_allclose(values[f"{prefix}loss"], total, rtol=1e-5)
+    assert isinstance(model.optimizer, ksa.AdamW)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == (
+        pytest.approx(6e-5)
+    )
+
+
+def test_evaluate_equals_the_losses_counted_by_hand(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    loss = crossentropy()
+    model.compile(
+        loss={"logits": loss, "aux": loss}, loss_weights={"logits": 1.0, "aux": 0.5}
+    )
+    result = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    outputs = model(IMAGES.astype("float32"), aux=True)
+    by_hand = {key: float(loss(MASKS, value)) for key, value in outputs.items()}
+    assert result["logits_loss"] == pytest.approx(by_hand["logits"], rel=1e-4)
+    assert result["aux_loss"] == pytest.approx(by_hand["aux"], rel=1e-4)
+    total = by_hand["logits"] + 0.5 * by_hand["aux"]
+    assert result["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_compile_with_a_loss_for_one_output_and_metrics_by_output(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile(
+        loss={"logits": crossentropy()},
+        metrics={"logits": [ksa.MeanIoU(K)], "aux": ["accuracy"]},
+    )
+    result = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    assert set(result) == {"loss", "logits_mIoU", "aux_accuracy"}
+
+
+def test_a_mask_for_each_output(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile()
+    one = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    masks = {"logits": MASKS, "aux": (MASKS + 1) % K}
+    other = model.evaluate(IMAGES, masks, verbose=0, return_dict=True)
+    assert other["logits_loss"] == pytest.approx(one["logits_loss"], rel=1e-5)
+    assert other["aux_loss"] != pytest.approx(one["aux_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs"),
+    [
+        (dict(aux="per_stage"), {"aux_s4", "aux_s8"}),
+        (dict(aux=None), set()),
+        (dict(adapters=False), set()),
+    ],
+)
+def test_the_other_auxiliary_outputs(tiny_backbone, options, outputs):
+    model = build_segmenter(tiny_backbone(), K, **options)
+    model.compile()
+    history = model.fit(IMAGES, MASKS, verbose=0).history
+    losses = {"loss", *(f"{name}_loss" for name in outputs)}
+    losses |= {"logits_loss"} if outputs else set()
+    assert set(history) == losses | {"mIoU"}
+
+
+def test_ignored_ids_reach_loss_and_metric(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    masks = MASKS.copy()
+    masks[:, :20], masks[:, 20:30] = 255, 77
+    model.compile(ignore_class=[255, 77])
+    result = model.evaluate(IMAGES, masks, verbose=0, return_dict=True)
+    assert np.isfinite(result["loss"])
+    counted = model.metrics[1].metrics[0].confusion_matrix().sum()
+    assert counted == np.isin(masks, range(K)).sum()
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        part = np.s_[2 * index : 2 * index + 2]
+        return IMAGES[part], MASKS[part]
+
+
+def tf_data():
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices((IMAGES, MASKS)).batch(2)
+
+
+def torch_loader():
+    torch = pytest.importorskip("torch")
+    pairs = [
+        (torch.tensor(i), torch.tensor(m)) for i, m in zip(IMAGES, MASKS, strict=True)
+    ]
+    return torch.utils.data.DataLoader(pairs, batch_size=2)
+
+
+@pytest.mark.parametrize("source", [Batches, tf_data, torch_loader])
+def test_every_source_of_data_gives_the_same_loss(tiny_backbone, source):
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile()
+    expected = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    result = model.evaluate(source(), verbose=0, return_dict=True)
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert np.isfinite(model.fit(source(), verbose=0).history["loss"][0])
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(tiny_backbone):
+    backbone = tiny_backbone()
+    model = build_segmenter(backbone, K)
+    backbone.trainable = False
+    model.compile(keras.optimizers.SGD(0.1))
+    before = weights(backbone.layers)
+    adapters = [layer for layer in model.layers if isinstance(layer, SegAdapter)]
+    adapters_before = weights(adapters)
+    model.fit(IMAGES, MASKS, batch_size=2, verbose=0)
+    for old, new in zip(before, weights(backbone.layers), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert any(
+        np.any(old != new)
+        for old, new in zip(adapters_before, weights(adapters), strict=True)
+    )
+
+
+def test_layers_are_shared_with_the_backbone(tiny_backbone):
+    backbone = tiny_backbone()
+    model = build_segmenter(backbone, K)
+    assert model.backbone is backbone
+    shared = [layer for layer in backbone.layers if layer in model.layers]
+    assert len(shared) == len(backbone.layers) - 1  # all but the input
+
+
+def test_adapters_false_is_the_same_model_less_the_adapters(tiny_backbone):
+    channels = (4, 6, 8, 10)
+    plain = build_segmenter(tiny_backbone(channels), K, adapters=False)
+    adapted = build_segmenter(tiny_backbone(channels), K)
+    adapters = [layer for layer in adapted.layers if isinstance(layer, SegAdapter)]
+    assert [round(a.scale_init, 9) for a in adapters] == [1e-5, 1e-4, 1e-3, 1e-2]
+    added = sum(adapter.count_params() for adapter in adapters)
+    assert plain.count_params() == adapted.count_params() - added
+
+
+def test_any_size_passes_predict_and_segment(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    for size in ((360, 480), (333, 501), (64, 64)):
+        image = RNG.integers(0, 256, (*size, 3), "uint8")
+        assert model.predict(image[None], verbose=0).shape == (1, *size, K)
+        labels = model.segment(image)
+        assert labels.shape == size and labels.dtype == "uint8"
+        assert labels.max() < K
+
+
+def test_segment_takes_one_image_a_batch_and_a_list(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    batch = model.segment(IMAGES)
+    assert batch.shape == IMAGES.shape[:3]
+    expected = np.argmax(model.predict(IMAGES, verbose=0), axis=-1)
+    np.testing.assert_array_equal(batch, expected)
+    np.testing.assert_array_equal(model.segment(IMAGES[1]), batch[1])
+    one, other = model.segment([IMAGES[0], IMAGES[1, :50, :41].astype("float32")])
+    np.testing.assert_array_equal(one, batch[0])
+    assert other.shape == (50, 41)
+
+
+def test_a_model_of_fixed_size_segments_any_size(tiny_backbone):
+    model = build_segmenter(tiny_backbone(size=(64, 96)), K)
+    np.testing.assert_array_equal(
+        model.segment(IMAGES), np.argmax(model.predict(IMAGES, verbose=0), -1)
+    )
+    assert model.segment(np.zeros((100, 30, 3), "uint8")).shape == (100, 30)
+
+
+def test_the_segmenter_nests_in_another_model(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    inputs = keras.Input((None, None, 3))
+    outer = keras.Model(inputs, keras.layers.Rescaling(2.0)(model(inputs)))
+    expected = 2 * model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(outer.predict(IMAGES, verbose=0), expected, rtol=1e-5)
+    outer.compile("sgd", crossentropy())
+    assert np.isfinite(outer.fit(IMAGES, MASKS, verbose=0).history["loss"][0])
+
+
+def test_a_nested_segmenter_gives_what_its_call_asked_for(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    inputs = keras.Input((None, None, 3))
+    outer = keras.Model(inputs, model(inputs, aux=True))
+    assert set(outer.predict(IMAGES, verbose=0)) == {"logits", "aux"}
+
+
+def test_a_segmenter_with_a_nested_backbone_is_adapted(tiny_backbone):
+    inputs = keras.Input((None, None, 3))
+    scaled = keras.layers.Rescaling(1 / 255)(inputs)
+    outer = keras.Model(inputs, tiny_backbone()(scaled))
+    model = build_segmenter(outer, K)
+    assert sum(isinstance(layer, SegAdapter) for layer in model.layers) == 2
+    assert isinstance(model._parts.preprocessing, keras.layers.Identity)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_with_float32_logits(tiny_backbone, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = build_segmenter(tiny_backbone(), K)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile()
+    assert np.isfinite(model.fit(IMAGES, MASKS, verbose=0).history["loss"][0])
+    assert keras.backend.standardize_dtype(model(IMAGES[:1]).dtype) == "float32"
+
+
+def test_a_head_and_adapters_of_the_users_own(tiny_backbone):
+    adapters = [SegAdapter(K, kernel_size=3, num_blocks=2) for _ in range(2)]
+    head = ksa.MLPHead(K, channels=16)
+    model = build_segmenter(tiny_backbone(), K, adapters=adapters, head=head)
+    assert head in model.layers
+    assert set(adapters) <= set(model.layers)
+
+
+def test_it_learns(tiny_backbone):
+    """Two halves of different brightness are told apart after a few steps."""
+    images = np.zeros((8, 32, 32, 3), "uint8")
+    images[:, :, 16:] = 255
+    masks = (images[..., 0] > 0).astype("uint8")
+    model = build_segmenter(tiny_backbone(), 2)
+    model.compile(ksa.AdamW(1e-2))
+    model.fit(images, masks, batch_size=8, epochs=25, verbose=0)
+    assert np.mean(model.segment(images) == masks) > 0.9
+
+
+def test_one_tiny_fit_compiled():
+    """XLA on TensorFlow and JAX; tiny, since XLA is slow on a CPU."""
+    if keras.backend.backend() == "torch":
+        pytest.skip(
+            "jit_compile on torch is torch.compile, which needs a C++ compiler at run "
+            "time; XLA exists on TensorFlow and JAX"
+        )
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(4, 4, 4)(inputs)
+    model = build_segmenter(
+        keras.Model(inputs, keras.layers.Conv2D(4, 2, 2)(x)),
+        K,
+        head=ksa.MLPHead(K, channels=4),
+    )
+    model.compile(jit_compile=True)
+    assert model.jit_compile
+    history = model.fit(IMAGES[:2, :16, :16], MASKS[:2, :16, :16], verbose=0).history
+    assert np.isfinite(history["loss"][0])

@@ -1,0 +1,342 @@
+"""find_stages, taps and splicing on graphs of every kind."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_segadapter import SegAdapter, build_segmenter, find_stages
+from keras_segadapter.stages import splice
+
+layers = keras.layers
+FOUR = (4, 6, 8, 10)  # channels of four stages, strides 4 to 32
+
+
+def application(name):
+    build = getattr(keras.applications, name)
+    return build(include_top=False, weights=None, input_shape=(None, None, 3))
+
+
+def hub_resnet():
+    import keras_hub
+
+    return keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 72, 80, 88],
+        stackwise_num_blocks=[2, 2, 2, 2],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+        image_shape=(None, None, 3),
+    )
+
+
+def hub_efficientnet():
+    import keras_hub
+
+    return keras_hub.models.EfficientNetBackbone(
+        stackwise_width_coefficients=[0.5] * 6,
+        stackwise_depth_coefficients=[0.5] * 6,
+        stackwise_kernel_sizes=[3, 3, 3, 3, 3, 3],
+        stackwise_num_repeats=[1, 2, 2, 3, 3, 4],
+        stackwise_input_filters=[32, 16, 32, 48, 96, 112],
+        stackwise_output_filters=[16, 32, 48, 96, 112, 192],
+        stackwise_expansion_ratios=[1, 4, 4, 4, 6, 6],
+        stackwise_strides=[1, 2, 2, 2, 1, 2],
+        stackwise_squeeze_and_excite_ratios=[0, 0, 0, 0.25, 0.25, 0.25],
+        stackwise_block_types=["fused", "fused", "fused"] + ["unfused"] * 3,
+        stackwise_force_input_filters=[0] * 6,
+        stackwise_nores_option=[False] * 6,
+        min_depth=8,
+        image_shape=(None, None, 3),
+    )
+
+
+def cv_resnet():
+    import keras_cv
+
+    return keras_cv.models.ResNetV2Backbone(
+        stackwise_filters=[64, 72, 80, 88],
+        stackwise_blocks=[2, 2, 2, 2],
+        stackwise_strides=[1, 2, 2, 2],
+        include_rescaling=False,
+        block_type="basic_block",
+    )
+
+
+# Block outputs that a practitioner would tap: (stride, channels), shallow to deep.
+FAMILIES = {
+    "MobileNetV3Small": [(4, 16), (8, 24), (16, 48), (32, 96)],
+    "EfficientNetV2B0": [(4, 32), (8, 48), (16, 112), (32, 192)],
+    "ConvNeXtTiny": [(4, 96), (8, 192), (16, 384), (32, 768)],
+    "ResNet50": [(4, 256), (8, 512), (16, 1024), (32, 2048)],
+    "DenseNet121": [(4, 256), (8, 512), (16, 1024), (32, 1024)],
+}
+MORE_FAMILIES = {
+    "EfficientNetB0": [(4, 24), (8, 40), (16, 112), (32, 320)],
+    "MobileNet": [(4, 128), (8, 256), (16, 512), (32, 1024)],
+    "MobileNetV2": [(4, 24), (8, 32), (16, 96), (32, 320)],
+    "ResNet50V2": [(4, 256), (8, 512), (16, 1024), (32, 2048)],
+    "VGG16": [(4, 256), (8, 512), (16, 512), (32, 512)],
+    "Xception": [(4, 128), (8, 256), (16, 728), (32, 2048)],
+}
+BUILT_HERE = {
+    hub_resnet: [(4, 64), (8, 72), (16, 80), (32, 88)],
+    hub_efficientnet: [(4, 16), (8, 24), (16, 56), (32, 96)],
+    # Its strides are in the last block of a stage: the first block widens before them.
+    cv_resnet: [(4, 72), (8, 80), (16, 88), (32, 88)],
+}
+
+
+def places(stages):
+    return [(stage.stride, stage.channels) for stage in stages]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_of_keras_applications(name):
+    assert places(find_stages(application(name))) == FAMILIES[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_FAMILIES)
+def test_stages_of_more_families(name):
+    assert places(find_stages(application(name))) == MORE_FAMILIES[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", BUILT_HERE)
+# keras-hub and keras-cv warn at import about things of their own.
+@pytest.mark.filterwarnings("ignore")
+def test_stages_of_keras_hub_and_keras_cv(build):
+    assert places(find_stages(build())) == BUILT_HERE[build]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FAMILIES, *(build.__name__ for build in BUILT_HERE)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_family_trains_one_step_and_comes_back_from_its_file(name, tmp_path):
+    backbone = application(name) if name in FAMILIES else globals()[name]()
+    # Other layers were made before: operations of the loaded graph get other names.
+    layers.Add()([keras.Input((4,))] * 2) + 1.0
+    model = build_segmenter(backbone, 3)
+    model.compile()
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), "uint8")
+    masks = np.random.default_rng(1).integers(0, 3, (2, 64, 96), "uint8")
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    model.fit(images, masks, batch_size=2, verbose=0)
+    moved = [
+        np.any(keras.ops.convert_to_numpy(v) != b)
+        for v, b in zip(model.trainable_variables, before, strict=True)
+    ]
+    assert np.mean(moved) > 0.95
+    logits = model.predict(images, verbose=0)
+    assert np.isfinite(logits).all()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), logits, atol=1e-4)
+
+
+def test_the_names_of_a_resnet_are_its_blocks_outputs():
+    names = [stage.name for stage in find_stages(application("ResNet50"))]
+    assert names == [
+        "conv2_block3_out",
+        "conv3_block4_out",
+        "conv4_block6_out",
+        "conv5_block3_out",
+    ]
+
+
+def test_convnext_is_tapped_behind_the_residual_addition():
+    # The layer named ..._identity is the branch before the addition.
+    stages = find_stages(application("ConvNeXtTiny"))
+    assert not any("identity" in stage.name for stage in stages)
+
+
+def test_stages_do_not_depend_on_what_was_built_before(tiny_backbone):
+    first = find_stages(tiny_backbone(FOUR))
+    second = find_stages(tiny_backbone(FOUR))
+    assert [s.position for s in first] == [s.position for s in second]
+    assert [s.name for s in first] != [s.name for s in second]  # add, add_4: operations
+
+
+def test_a_stage_can_be_one_or_many_of_any_stride():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, 3, padding="same")(inputs)
+    x = layers.Conv2D(6, 2, 2)(x)
+    model = keras.Model(inputs, x)
+    assert places(find_stages(model)) == [(6, 6)]
+    assert places(find_stages(keras.Model(inputs, x + x))) == [(6, 6)]
+    no_stride = keras.Model(inputs, layers.Conv2D(5, 3, padding="same")(inputs))
+    assert places(find_stages(no_stride)) == [(1, 5)]
+
+
+def test_several_outputs_are_the_stages(tiny_backbone):
+    whole = tiny_backbone(FOUR)
+    outputs = [whole.get_layer("reduce_1").output, whole.output]
+    assert places(find_stages(keras.Model(whole.input, outputs))) == [(4, 4), (32, 10)]
+
+
+def test_stages_with_a_classifier_on_top():
+    model = keras.applications.MobileNetV2(weights=None, alpha=0.35)
+    assert [s.stride for s in find_stages(model)] == [4, 8, 16, 32]
+
+
+def test_a_nested_backbone_is_looked_into(tiny_backbone):
+    inner = tiny_backbone(FOUR)
+    inputs = keras.Input((None, None, 3))
+    outer = keras.Model(inputs, inner(layers.Rescaling(1 / 255)(inputs)))
+    assert places(find_stages(outer)) == places(find_stages(inner))
+    chain = keras.Sequential([keras.Input((None, None, 3)), layers.ReLU(), inner])
+    assert places(find_stages(chain)) == places(find_stages(inner))
+
+
+def test_splice_replaces_what_the_next_stage_receives(tiny_backbone):
+    backbone = tiny_backbone(FOUR)
+    stages = find_stages(backbone)
+    images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype("float32")
+
+    def features(factor):
+        found = []
+
+        def insert(index, x):
+            x = x * factor if index == 1 else x
+            found.append(x)
+            return x
+
+        inputs = keras.Input((64, 64, 3))
+        splice(backbone, inputs, stages, insert)
+        return keras.Model(inputs, found).predict(images, verbose=0)
+
+    same, changed = features(1.0), features(3.0)
+    np.testing.assert_array_equal(same[0], changed[0])  # before the change
+    np.testing.assert_allclose(changed[1], 3 * same[1], rtol=1e-6)
+    assert np.abs(changed[2] - same[2]).max() > 1e-3  # the next stage got it
+    assert np.abs(changed[3] - same[3]).max() > 1e-3
+    np.testing.assert_array_equal(same[3], backbone.predict(images, verbose=0))
+
+
+def test_taps_by_name_tensor_and_stage_are_one(tiny_backbone):
+    backbone = tiny_backbone(FOUR)
+    stages = find_stages(backbone)
+    name = "reduce_2"
+    by_name = build_segmenter(backbone, 3, taps=[name]).stages
+    tensor = backbone.get_layer(name).output
+    assert build_segmenter(backbone, 3, taps=[tensor]).stages == by_name
+    assert build_segmenter(backbone, 3, taps=by_name).stages == by_name
+    # Order does not matter: stages are sorted from shallow to deep.
+    assert build_segmenter(backbone, 3, taps=stages[::-1]).stages == stages
+
+
+def test_taps_of_the_same_stride_get_names_of_their_own():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 4, 4, name="one")(inputs)
+    x = layers.Conv2D(4, 3, padding="same", name="two")(x)
+    model = build_segmenter(
+        keras.Model(inputs, x), 2, taps=["one", "two"], aux="per_stage"
+    )
+    assert {"adapter_s4", "adapter_s4_2"} <= {layer.name for layer in model.layers}
+    assert set(model.output) == {"logits", "aux_s4", "aux_s4_2"}
+
+
+def test_a_stage_of_another_process_is_found_by_its_position(tiny_backbone):
+    stages = find_stages(tiny_backbone(FOUR))
+    other = build_segmenter(tiny_backbone(FOUR), 2, taps=stages[1:])
+    assert places(other.stages) == places(stages[1:])
+
+
+def two_branches():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 4, 4, name="trunk")(inputs)
+    branch = layers.Conv2D(4, 3, padding="same", name="branch")(x)
+    twice = layers.ReLU(name="twice")
+    x = twice(twice(layers.Add(name="sum")([x, branch])))
+    pooled = layers.GlobalAveragePooling2D(name="pooled")(x)
+    return keras.Model(inputs, layers.Dense(5)(pooled), name="two_branches")
+
+
+@pytest.mark.parametrize(
+    ("taps", "sentence"),
+    [
+        (["branch"], "'branch' lies on a branch.*The next place.*'sum'"),
+        (["pooled"], "'pooled' is not a feature map"),
+        (["nothing"], "no layer 'nothing'.*Its stages end at: "),
+        (["twice"], "'twice' is called 2 times.*Pass the tensor"),
+        (["sum", "sum"], "names 'sum' more than once"),
+        ([], "a list of at least one"),
+        ("sum", "wrap a single one in a list"),
+    ],
+)
+def test_wrong_taps(taps, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_segmenter(two_branches(), 2, taps=taps)
+
+
+def test_taps_of_a_wrong_kind_or_model(tiny_backbone):
+    with pytest.raises(TypeError, match="Received: 3 of type int"):
+        build_segmenter(two_branches(), 2, taps=[3])
+    with pytest.raises(ValueError, match=r"tensor in `taps` is not of the backbone"):
+        build_segmenter(two_branches(), 2, taps=[tiny_backbone(FOUR).output])
+    with pytest.raises(ValueError, match="is not a stage of the backbone"):
+        build_segmenter(two_branches(), 2, taps=find_stages(tiny_backbone(FOUR)))
+
+
+def test_a_shared_layer_is_tapped_by_its_tensor():
+    backbone = two_branches()
+    inner = backbone.get_layer("pooled").input
+    assert build_segmenter(backbone, 2, taps=[inner]).stages[0].name == "twice"
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "sentence"),
+    [
+        (Subclassed, TypeError, "functional keras.Model.*type Subclassed"),
+        (lambda: "resnet50", TypeError, "Received: 'resnet50' of type str"),
+        (
+            lambda: keras.Sequential([layers.Conv2D(3, 3)]),
+            ValueError,
+            "no input shape yet",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((8,)), layers.Dense(3)]),
+            ValueError,
+            "one batch of images",
+        ),
+        (
+            lambda: keras.Sequential(
+                [
+                    keras.Input((32, 32, 3)),
+                    layers.Flatten(),
+                    layers.Dense(3),
+                ]
+            ),
+            ValueError,
+            "No stage was found",
+        ),
+    ],
+)
+def test_wrong_backbones(build, error, sentence):
+    with pytest.raises(error, match=sentence):
+        find_stages(build())
+
+
+def test_a_backbone_with_two_inputs():
+    a, b = keras.Input((None, None, 3)), keras.Input((None, None, 3))
+    with pytest.raises(ValueError, match="one batch of images"):
+        find_stages(keras.Model([a, b], layers.Add()([a, b])))
+
+
+def test_sequential_is_unwrapped_and_adapted():
+    backbone = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.Conv2D(4, 4, 4, activation="relu"),
+            layers.Conv2D(8, 2, 2, activation="relu"),
+        ]
+    )
+    model = build_segmenter(backbone, 2)
+    assert places(model.stages) == [(4, 4), (8, 8)]
+    assert sum(isinstance(layer, SegAdapter) for layer in model.layers) == 2
