@@ -9,6 +9,7 @@ picture of image, truth, prediction and coarse map to the folder --out.
 """
 
 import argparse
+import importlib
 from pathlib import Path
 
 import keras
@@ -65,7 +66,7 @@ def parse_arguments():
         "--backbone",
         default="small",
         help="small, a model of keras.applications (MobileNetV3Small), "
-        "keras_hub:PRESET (a name or folder) or keras_cv:NAME (ResNet18V2Backbone)",
+        "keras_hub:PRESET or keras_cv:PRESET (resnet50_imagenet, or a folder)",
     )
     add("--weights", choices=("imagenet", "none"), default="imagenet")
     add("--no-adapters", dest="adapters", action="store_false")
@@ -118,21 +119,22 @@ def build_backbone(name, weights):
     library, _, model = name.rpartition(":")
     if name == "small":
         return small_backbone()
-    if library == "keras_hub":
-        import keras_hub
-
-        return keras_hub.models.Backbone.from_preset(
-            model, load_weights=weights is not None
-        )
-    if library == "keras_cv":
-        import keras_cv
-
-        return getattr(keras_cv.models, model)()
+    if library in ("keras_hub", "keras_cv"):
+        models = importlib.import_module(library).models
+        known = [
+            kind
+            for kind in vars(models).values()
+            if isinstance(kind, type)
+            and issubclass(kind, models.Backbone)
+            and model in kind.presets
+        ]
+        kind = known[0] if known else models.Backbone
+        return kind.from_preset(model, load_weights=weights is not None)
     build = getattr(keras.applications, name, None)
     if not callable(build):
         raise SystemExit(
             f"--backbone {name}: keras.applications has no such model. Write its name "
-            "as in the Keras documentation, or keras_hub:PRESET, or keras_cv:NAME."
+            "as in the Keras documentation, or keras_hub:PRESET, or keras_cv:PRESET."
         )
     try:
         return build(include_top=False, weights=weights, input_shape=(None, None, 3))
