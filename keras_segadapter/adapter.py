@@ -68,9 +68,10 @@ class SegAdapter(layers.Layer):
         super().__init__(**kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.kernel_size = check_integer("kernel_size", kernel_size)
-        if not ffn_ratio > 0:
+        if not 0 < ffn_ratio < math.inf:
             raise ValueError(
-                f"`ffn_ratio` must be above 0. Received: ffn_ratio={ffn_ratio}"
+                "`ffn_ratio` must be above 0 and finite. Received: "
+                f"ffn_ratio={ffn_ratio}"
             )
         if not math.isfinite(scale_init):
             raise ValueError(
@@ -106,6 +107,7 @@ class SegAdapter(layers.Layer):
                 shape=(channels,),
                 initializer=keras.initializers.Constant(self.scale_init),
                 name="mu",
+                autocast=False,  # 1e-5 and its gradient are too small for float16
             )
             self.attentions.append(attention)
             self.expansions.append(expansion)

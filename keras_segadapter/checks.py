@@ -15,9 +15,16 @@ def check_integer(name, value, least=1):
     return int(value)
 
 
+def check_size(name, size, least=1):
+    """Return `size` as (height, width) if it is two integers of at least `least`."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"`{name}` must be (height, width). Received: {name}={size!r}")
+    return tuple(check_integer(f"{name}[{i}]", size[i], least) for i in (0, 1))
+
+
 def check_num_classes(num_classes):
     """Return `num_classes` if it is an integer of at least 2."""
-    if check_integer("num_classes", num_classes) < 2:
+    if check_integer("num_classes", num_classes, least=0) < 2:
         raise ValueError(
             "`num_classes` must be at least 2: a binary mask has two classes, the "
             f"background and the object. Received: num_classes={num_classes}"
@@ -29,12 +36,12 @@ def ignored_ids(ignore_class):
     """`ignore_class` (None, an id or several) as a sorted list of ids."""
     ids = [] if ignore_class is None else ignore_class
     ids = list(ids) if isinstance(ids, (list, tuple, set)) else [ids]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+    if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) for i in ids):
         raise TypeError(
             "`ignore_class` must be None, an integer id or a list of integer ids. "
             f"Received: ignore_class={ignore_class!r}"
         )
-    return sorted(ids)
+    return sorted(map(int, ids))
 
 
 def check_feature_map(layer, input_shape):

@@ -141,7 +141,7 @@ def test_float16_where_the_product_leaves_its_range():
     "arguments, words",
     [
         ({"num_classes": 1}, "`num_classes` must be at least 2.*: num_classes=1"),
-        ({"num_classes": 0}, "`num_classes` must be an integer .*: num_classes=0"),
+        ({"num_classes": 0}, "`num_classes` must be at least 2.*: num_classes=0"),
         ({"num_classes": True}, "`num_classes` must be .*: num_classes=True"),
         ({"num_classes": 2.0}, "`num_classes` must be .*: num_classes=2.0"),
         ({"kernel_size": 0}, "`kernel_size` must be an integer of .*: kernel_size=0"),

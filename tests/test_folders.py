@@ -133,7 +133,7 @@ def test_report(tmp_path):
             "`batch_size` must be an integer of at least 1.*: batch_size=0$",
         ),
         ({"batch_size": True}, "`batch_size` must be an integer.*: batch_size=True$"),
-        ({"image_size": 64}, r"`image_size` must be None or \(.*: image_size=64$"),
+        ({"image_size": 64}, r"`image_size` must be \(.*: image_size=64$"),
         ({"image_size": (64,)}, r"`image_size` must be .*: image_size=\(64,\)$"),
         (
             {"image_size": (64, 0)},

@@ -45,7 +45,7 @@ def test_config_and_serialisation():
         ignore_class=[255, 254],
         class_weight=np.array([1, 2, 0.5, 3], "float32"),
         name="ce",
-        reduction="sum",
+        reduction="mean",
     )
     config = keras.losses.serialize(loss)
     copy = keras.losses.deserialize(config)
@@ -53,7 +53,7 @@ def test_config_and_serialisation():
     assert copy.get_config() == loss.get_config()
     assert copy.get_config() == {
         "name": "ce",
-        "reduction": "sum",
+        "reduction": "mean",
         "ignore_class": [254, 255],
         "class_weight": [1, 2, 0.5, 3],
     }
@@ -208,3 +208,8 @@ def test_more_classes_than_uint8_counts():
     masks = np.array([[[299, 65535]]], "int32")
     loss = ksa.SegmentationCrossentropy(65535)
     assert float(loss(masks, logits)) == pytest.approx(math.log(300), rel=1e-6)
+
+
+def test_a_reduction_that_is_no_mean():
+    with pytest.raises(ValueError, match="reduction='sum'"):
+        ksa.SegmentationCrossentropy(reduction="sum")

@@ -191,3 +191,11 @@ def test_logits_in_low_precision():
     metric.update_state(masks, logits.astype("float32"))
     low.update_state(masks, logits)
     np.testing.assert_array_equal(low.confusion_matrix(), metric.confusion_matrix())
+
+
+def test_sample_weights_are_refused():
+    metric = ksa.MeanIoU(2)
+    with pytest.raises(ValueError, match="takes no `sample_weight`"):
+        metric.update_state(
+            np.zeros((1, 1, 1), int), np.zeros((1, 1, 1, 2)), np.ones((1,))
+        )

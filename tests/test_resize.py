@@ -23,6 +23,7 @@ def test_config_and_saving(tmp_path):
 
     inputs = [keras.Input((3, 4, 2)), keras.Input((9, 6, 1))]
     model = keras.Model(inputs, ksa.ResizeLike()(inputs))
+    assert model.output_shape == (None, 9, 6, 2)
     model.save(tmp_path / "x.keras")
     loaded = keras.saving.load_model(tmp_path / "x.keras")
     pair = [maps(2, 3, 4, 2), maps(2, 9, 6, 1)]

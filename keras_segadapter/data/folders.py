@@ -7,7 +7,12 @@ import keras
 import numpy as np
 from PIL import Image, ImageOps
 
-from keras_segadapter.checks import check_integer, check_num_classes, ignored_ids
+from keras_segadapter.checks import (
+    check_integer,
+    check_num_classes,
+    check_size,
+    ignored_ids,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 BLACK_AND_WHITE = (
@@ -26,8 +31,8 @@ class FolderDataset(keras.utils.PyDataset):
     The order of the files depends on `seed` and `epoch` only. `epoch` counts the
     passes over the dataset: a pass that `fit` completes adds one. Set it to go on
     with an interrupted training, `data.epoch = 7`, or in a training loop of your
-    own. Pass `shuffle=False` to `fit`: by default Keras mixes the order of the
-    batches itself, with Python's global random state.
+    own. `Segmenter.fit` keeps this order; for another model pass `shuffle=False` to
+    `fit`, or Keras mixes the batches itself, with Python's global random state.
 
     Args:
         folder: Path of the folder.
@@ -57,6 +62,7 @@ class FolderDataset(keras.utils.PyDataset):
         `(batch, height, width)`, uint8, or int32 if an id can exceed 255.
 
     Raises:
+        TypeError: If `ignore_class` is neither None, an integer nor a list of them.
         ValueError: If the folder is not as described, an argument is not what is
             asked for above, or, when a batch is made, one of its files is faulty.
 
@@ -101,14 +107,7 @@ class FolderDataset(keras.utils.PyDataset):
         check_integer("seed", seed, 0)
         check_integer("threads", threads, 1)
         if image_size is not None:
-            if not isinstance(image_size, tuple | list) or len(image_size) != 2:
-                raise ValueError(
-                    "`image_size` must be None or (height, width). Received: "
-                    f"image_size={image_size!r}"
-                )
-            image_size = tuple(
-                check_integer(f"image_size[{i}]", image_size[i]) for i in (0, 1)
-            )
+            image_size = check_size("image_size", image_size)
         self.image_paths, self.mask_paths = _find_pairs(folder)
         self.num_classes = num_classes
         self.batch_size = batch_size
@@ -209,6 +208,7 @@ def check_folder(folder, num_classes, ignore_class=255):
         `(height, width)`.
 
     Raises:
+        TypeError: If `ignore_class` is neither None, an integer nor a list of them.
         ValueError: If the folder is not as described, a file cannot be read, an
             image and its mask differ in size, or a mask holds something else than
             the ids of classes and ignored ids.

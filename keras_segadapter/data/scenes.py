@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from keras_segadapter.checks import check_integer
+from keras_segadapter.checks import check_integer, check_size
 
 SCENE_CLASSES = (
     "sky",
@@ -59,9 +59,7 @@ def make_scenes(count, size=(96, 96), seed=0):
     """
     check_integer("count", count)
     check_integer("seed", seed, least=0)
-    if not isinstance(size, tuple | list) or len(size) != 2:
-        raise ValueError(f"`size` must be (height, width). Received: size={size!r}")
-    size = tuple(check_integer(f"size[{i}]", size[i], least=16) for i in (0, 1))
+    size = check_size("size", size, least=16)
     images = np.empty((count, *size, 3), "uint8")
     masks = np.empty((count, *size), "uint8")
     for i in range(count):

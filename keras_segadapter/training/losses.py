@@ -5,6 +5,9 @@ from keras import ops
 
 from keras_segadapter.checks import ignored_ids
 
+# What Keras calls the mean; the last also scales for tf.distribute.
+MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class SegmentationCrossentropy(keras.losses.Loss):
@@ -21,7 +24,7 @@ class SegmentationCrossentropy(keras.losses.Loss):
         ignore_class: Id of void pixels, several ids, or None.
         class_weight: One weight a class, or None for equal ones.
         name: Name of the loss.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `dtype`, as in `keras.losses.Loss`.
 
     Call arguments:
         y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
@@ -53,10 +56,18 @@ class SegmentationCrossentropy(keras.losses.Loss):
         name="segmentation_crossentropy",
         **kwargs,
     ):
+        if kwargs.setdefault("reduction", "sum_over_batch_size") not in MEANS:
+            raise ValueError(
+                "SegmentationCrossentropy is a mean over the pixels that count: "
+                f"`reduction` must be one of {MEANS}. Received: "
+                f"reduction={kwargs['reduction']!r}"
+            )
         super().__init__(name=name, **kwargs)
         self.ignore_class = ignored_ids(ignore_class)
         self.class_weight = None if class_weight is None else list(class_weight)
-        if self.class_weight is not None and min(self.class_weight) < 0:
+        if self.class_weight is not None and not (
+            self.class_weight and all(weight >= 0 for weight in self.class_weight)
+        ):
             raise ValueError(
                 "`class_weight` must hold one weight of at least 0 a class. "
                 f"Received: class_weight={class_weight}"

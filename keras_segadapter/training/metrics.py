@@ -19,7 +19,8 @@ class MeanIoU(keras.metrics.Metric):
     Where `keras.metrics.MeanIoU` wants an argmax and gives one number, this takes the
     model's logits, ignores several ids, counts exactly past 2^31 pixels on every
     backend, and `report()` gives the other figures. Classes that occur neither in masks
-    nor in predictions are left out of the mean.
+    nor in predictions are left out of the mean, ids outside the classes out of the
+    count.
 
     Args:
         num_classes: Number of classes K, at least 2.
@@ -32,7 +33,8 @@ class MeanIoU(keras.metrics.Metric):
         y_pred: Logits or probabilities `(B, H, W, K)`.
 
     Raises:
-        ValueError: If `num_classes` is below 2 or the shapes do not fit.
+        ValueError: If `num_classes` is below 2, the shapes do not fit, or
+            `sample_weight` is given: pixels count or do not.
         TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
 
     Example:
@@ -64,6 +66,11 @@ class MeanIoU(keras.metrics.Metric):
         )
 
     def update_state(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is not None:
+            raise ValueError(
+                "MeanIoU counts whole pixels and takes no `sample_weight`. Mark pixels "
+                "that do not count with an id of `ignore_class`."
+            )
         y_pred = ops.convert_to_tensor(y_pred)
         if y_pred.shape[-1] != self.num_classes:
             raise ValueError(
