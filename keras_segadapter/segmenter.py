@@ -63,48 +63,11 @@ class Segmenter(keras.Model):
     ```
     """
 
-    def __init__(
-        self,
-        backbone,
-        num_classes,
-        *,
-        taps=None,
-        adapters=True,
-        head=None,
-        aux="sum",
-        preprocessing=None,
-        name=None,
-    ):
-        check_num_classes(num_classes)
-        if aux not in ("sum", "per_stage", None):
-            raise ValueError(
-                f'`aux` must be "sum", "per_stage" or None. Received: aux={aux!r}'
-            )
-        stages = resolve_taps(backbone, taps)
-        adapters = resolve_adapters(adapters, stages, num_classes, aux)
-        head = MLPHead(num_classes, name="head") if head is None else head
-        if preprocessing is None:
-            preprocessing = default_preprocessing(backbone)
-        for argument, layer in (("head", head), ("preprocessing", preprocessing)):
-            if not isinstance(layer, keras.Layer):
-                raise TypeError(
-                    f"`{argument}` must be a Keras layer. Received: {layer!r}"
-                )
-        inputs, outputs = wire(
-            backbone, num_classes, stages, adapters, head, aux, preprocessing
-        )
+    def __init__(self, inputs, outputs, parts, name=None):
         super().__init__(inputs, outputs, name=name)
         # A namespace: Keras would count a list or layer put here directly among this
         # model's parts.
-        self._parts = types.SimpleNamespace(
-            backbone=backbone,
-            num_classes=num_classes,
-            stages=stages,
-            adapters=adapters,
-            head=head,
-            aux=aux,
-            preprocessing=preprocessing,
-        )
+        self._parts = parts
         self._output_keys = tuple(outputs)
         # The graph without the auxiliary path, for all but training; a bound method for
         # the same reason.
@@ -175,7 +138,8 @@ class Segmenter(keras.Model):
 
         Raises:
             TypeError: If `ignore_class` is neither None, an id nor a list of ids.
-            ValueError: If `aux_weight` is negative, or a dict names another output.
+            ValueError: If `aux_weight` is negative, a dict names another output, or a
+                loss takes probabilities where the model gives logits.
 
         Example:
 
@@ -205,6 +169,13 @@ class Segmenter(keras.Model):
                 raise ValueError(
                     f"`{argument}` names outputs that the model has not: "
                     f"{sorted(unknown)}. Its outputs are {list(self._output_keys)}."
+                )
+        for each in loss.values() if _is_dict(loss) else [loss]:
+            if _takes_probabilities(each):
+                raise ValueError(
+                    "The model gives logits, but this loss takes probabilities: "
+                    f"{each!r}. Use keras.losses.SparseCategoricalCrossentropy("
+                    "from_logits=True), or leave `loss` out."
                 )
         if not _is_dict(loss):
             if loss is None:
@@ -388,7 +359,7 @@ class Segmenter(keras.Model):
         def revive(value):
             return keras.saving.deserialize_keras_object(value, custom_objects)
 
-        model = cls(
+        model = build_segmenter(
             revive(config["backbone"]),
             config["num_classes"],
             taps=[Stage(**stage) for stage in config["taps"]],
@@ -459,16 +430,40 @@ def build_segmenter(
     print([stage.stride for stage in model.stages])  # [4, 8, 16, 32]
     ```
     """
-    return Segmenter(
-        backbone,
-        num_classes,
-        taps=taps,
+    check_num_classes(num_classes)
+    if aux not in ("sum", "per_stage", None):
+        raise ValueError(
+            f'`aux` must be "sum", "per_stage" or None. Received: aux={aux!r}'
+        )
+    stages = resolve_taps(backbone, taps)
+    adapters = resolve_adapters(adapters, stages, num_classes, aux)
+    head = MLPHead(num_classes, name="head") if head is None else head
+    if preprocessing is None:
+        preprocessing = default_preprocessing(backbone)
+    for argument, layer in (("head", head), ("preprocessing", preprocessing)):
+        if not isinstance(layer, keras.Layer):
+            raise TypeError(f"`{argument}` must be a Keras layer. Received: {layer!r}")
+    inputs, outputs = wire(
+        backbone, num_classes, stages, adapters, head, aux, preprocessing
+    )
+    parts = types.SimpleNamespace(
+        backbone=backbone,
+        num_classes=num_classes,
+        stages=stages,
         adapters=adapters,
         head=head,
         aux=aux,
         preprocessing=preprocessing,
-        name=name,
     )
+    return Segmenter(inputs, outputs, parts, name=name)
+
+
+def _takes_probabilities(loss):
+    """Whether a loss by name or instance has `from_logits` and it is not set."""
+    if isinstance(loss, str):
+        return "crossentropy" in loss or loss == "ce"
+    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    return config.get("from_logits") is False
 
 
 def _is_dict(value):

@@ -83,6 +83,18 @@ TABLE = [
     (lambda: fit(compiled=dict(ignore_class="void")), TypeError, "'void'"),
     (lambda: fit(compiled=dict(aux_weight=-1)), ValueError, "aux_weight=-1"),
     (
+        lambda: fit(compiled=dict(loss="sparse_categorical_crossentropy")),
+        ValueError,
+        "gives logits, but this loss takes probabilities",
+    ),
+    (
+        lambda: fit(
+            compiled=dict(loss={"logits": keras.losses.CategoricalCrossentropy()})
+        ),
+        ValueError,
+        "from_logits=True",
+    ),
+    (
         lambda: fit(compiled=dict(loss={"mask": "mse"})),
         ValueError,
         "outputs that the model has not: \\['mask'\\].*\\['logits', 'aux'\\]",
