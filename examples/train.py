@@ -166,17 +166,15 @@ def small_backbone(channels=(32, 64, 96, 128)):
 
 def picture(model, images, masks, path):
     """Image, truth, prediction and the adapters' coarse map, one row an image."""
-    rows = []
-    for image, mask, label in zip(images, masks, model.segment(images), strict=True):
-        row = [image, *(ksa.pictures.colorize(m, 255) for m in (mask, label))]
-        outputs = model(image[None].astype("float32"), aux=True)
-        titles = ["image", "truth", "prediction"]
-        if "aux" in outputs:
-            coarse = keras.ops.convert_to_numpy(outputs["aux"][0])
-            row.append(ksa.pictures.colorize(np.argmax(coarse, -1), 255))
-            titles.append("coarse map")
-        rows.append(row)
-    ksa.pictures.panels(rows, titles, path)
+    columns = {"image": images, "truth": masks, "prediction": model.segment(images)}
+    if "aux" in model.output:
+        coarse = keras.Model(model.input, model.output["aux"])
+        columns["coarse map"] = np.argmax(coarse.predict(images, verbose=0), -1)
+    rows = [
+        [image, *(ksa.pictures.colorize(labels, 255) for labels in maps)]
+        for image, *maps in zip(*columns.values(), strict=True)
+    ]
+    ksa.pictures.panels(rows, list(columns), path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""Backbones that keras.applications lacks."""
+
+from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
+
+__all__ = ["MiTB0", "MiTB1", "MiTB2", "MiTB3", "MiTB4", "MiTB5"]

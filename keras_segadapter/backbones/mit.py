@@ -1,0 +1,253 @@
+"""MiT, SegFormer's encoder, on 4-D feature maps of any height and width.
+
+keras-hub's and keras-cv's take square images only.
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_segadapter.backbones.mit_weights import load_mit_weights
+from keras_segadapter.checks import check_feature_map, check_integer
+
+KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # of the overlapping patches, by stage
+HEADS, REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
+MLP_RATIO = 4
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class EfficientSelfAttention(layers.Layer):
+    """Self-attention over a feature map whose keys and values are reduced in size.
+
+    Args:
+        num_heads: Number of heads; divides the channels.
+        reduction: Side of the squares of pixels that one key stands for.
+        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+
+    Call arguments:
+        inputs: Features `(B, H, W, C)`, channels last, `H, W >= reduction`.
+
+    Returns:
+        Features `(B, H, W, C)`.
+
+    Raises:
+        ValueError: If an argument is no positive integer, or the channels are not a
+            multiple of `num_heads`.
+
+    Source: E. Xie et al., SegFormer, NeurIPS 2021, section 3.1.
+    """
+
+    def __init__(self, num_heads, reduction=1, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.reduction = check_integer("reduction", reduction)
+
+    def build(self, input_shape):
+        check_feature_map(self, input_shape)
+        channels = input_shape[-1]
+        if channels % self.num_heads:
+            raise ValueError(
+                f"The {channels} channels of the features must be a multiple of "
+                f"num_heads. Received: num_heads={self.num_heads}"
+            )
+        self.query, self.key, self.value, self.projection = (
+            _dense(channels, self.dtype_policy) for _ in range(4)
+        )
+        for layer in (self.query, self.key, self.value, self.projection):
+            layer.build(input_shape)
+        if self.reduction > 1:
+            self.reduce = layers.Conv2D(
+                channels,
+                self.reduction,
+                self.reduction,
+                data_format="channels_last",
+                dtype=self.dtype_policy,
+            )
+            self.norm = layers.LayerNormalization(epsilon=1e-5, dtype=self.dtype_policy)
+            self.reduce.build(input_shape)
+            self.norm.build(input_shape)
+
+    def call(self, inputs):
+        source = inputs
+        if self.reduction > 1:
+            source = self.norm(self.reduce(inputs))  # (B, H/r, W/r, C)
+        attended = ops.dot_product_attention(
+            self._tokens(self.query(inputs)),  # (B, H*W, heads, C/heads)
+            self._tokens(self.key(source)),  # (B, H*W/r^2, heads, C/heads)
+            self._tokens(self.value(source)),
+        )
+        return self.projection(ops.reshape(attended, ops.shape(inputs)))  # (B, H, W, C)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(num_heads=self.num_heads, reduction=self.reduction)
+        return config
+
+    def _tokens(self, features):
+        size = features.shape[-1] // self.num_heads
+        return ops.reshape(features, (ops.shape(features)[0], -1, self.num_heads, size))
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class MixFFN(layers.Layer):
+    """Linear, depthwise 3 x 3, GELU, Linear: tells positions by the zeros at borders.
+
+    Args:
+        ratio: Width of the hidden layer over the number of channels.
+        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+
+    Call arguments:
+        inputs: Features `(B, H, W, C)`, channels last.
+
+    Returns:
+        Features `(B, H, W, C)`.
+
+    Raises:
+        ValueError: If `ratio` is no positive integer.
+
+    Source: E. Xie et al., SegFormer, NeurIPS 2021, section 3.1.
+    """
+
+    def __init__(self, ratio=MLP_RATIO, **kwargs):
+        super().__init__(**kwargs)
+        self.ratio = check_integer("ratio", ratio)
+
+    def build(self, input_shape):
+        check_feature_map(self, input_shape)
+        channels = input_shape[-1]
+        hidden_shape = (*input_shape[:-1], self.ratio * channels)
+        self.expansion = _dense(self.ratio * channels, self.dtype_policy)
+        self.depthwise = layers.DepthwiseConv2D(
+            3, padding="same", data_format="channels_last", dtype=self.dtype_policy
+        )
+        self.contraction = _dense(channels, self.dtype_policy)
+        self.expansion.build(input_shape)
+        self.depthwise.build(hidden_shape)
+        self.contraction.build(hidden_shape)
+
+    def call(self, inputs):
+        hidden = self.depthwise(self.expansion(inputs))  # (B, H, W, ratio * C)
+        return self.contraction(keras.activations.gelu(hidden, approximate=False))
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(ratio=self.ratio)
+        return config
+
+
+def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0"):
+    """MiT-B0, the encoder of SegFormer-B0: channels 32, 64, 160, 256.
+
+    MiTB1 to MiTB5 have the same arguments, channels 64, 128, 320, 512 and more blocks.
+    The input is RGB less ImageNet's mean, over its deviation, as `build_segmenter` puts
+    it in front by default.
+
+    Args:
+        weights: None for random ones, or a transformers checkpoint of a SegFormer or
+            its encoder: a folder or a `.safetensors` file.
+        input_shape: `(height, width, channels)`; None for an open height or width.
+        drop_path: Stochastic depth: rate at which the last block's residuals are
+            dropped in training, rising linearly from 0 at the first.
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model` from images to the last stage's features
+        `(B, H/32, W/32, C)`; `find_stages` gives the four stages.
+
+    Raises:
+        ValueError: If the checkpoint lacks a tensor, has one too many or of another
+            shape, or `drop_path` is not in [0, 1).
+
+    Example:
+
+    ```python
+    import keras_segadapter as ksa
+
+    backbone = ksa.MiTB0()
+    model = ksa.build_segmenter(backbone, num_classes=19)
+    print([stage.channels for stage in model.stages])  # [32, 64, 160, 256]
+    ```
+
+    Source: paper, section 5; E. Xie et al., SegFormer, NeurIPS 2021.
+    """
+    channels = (32, 64, 160, 256)
+    return _mit((2, 2, 2, 2), channels, weights, input_shape, drop_path, name)
+
+
+WIDE = (64, 128, 320, 512)
+
+
+def MiTB1(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b1"):
+    """MiT-B1: channels 64, 128, 320, 512, blocks 2, 2, 2, 2. Example: see `MiTB0`."""
+    return _mit((2, 2, 2, 2), WIDE, weights, input_shape, drop_path, name)
+
+
+def MiTB2(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b2"):
+    """MiT-B2: channels 64, 128, 320, 512, blocks 3, 4, 6, 3. Example: see `MiTB0`."""
+    return _mit((3, 4, 6, 3), WIDE, weights, input_shape, drop_path, name)
+
+
+def MiTB3(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b3"):
+    """MiT-B3: channels 64, 128, 320, 512, blocks 3, 4, 18, 3. Example: see `MiTB0`."""
+    return _mit((3, 4, 18, 3), WIDE, weights, input_shape, drop_path, name)
+
+
+def MiTB4(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b4"):
+    """MiT-B4: channels 64, 128, 320, 512, blocks 3, 8, 27, 3. Example: see `MiTB0`."""
+    return _mit((3, 8, 27, 3), WIDE, weights, input_shape, drop_path, name)
+
+
+def MiTB5(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b5"):
+    """MiT-B5: channels 64, 128, 320, 512, blocks 3, 6, 40, 3. Example: see `MiTB0`."""
+    return _mit((3, 6, 40, 3), WIDE, weights, input_shape, drop_path, name)
+
+
+def _mit(depths, channels, weights, input_shape, drop_path, name):
+    if not 0 <= drop_path < 1:
+        raise ValueError(
+            f"`drop_path` must be in [0, 1). Received: drop_path={drop_path}"
+        )
+    inputs = keras.Input(input_shape)
+    rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
+    x = inputs
+    for stage, (depth, width) in enumerate(zip(depths, channels, strict=True), 1):
+        kernel = KERNELS[stage - 1]
+        # Padded by hand: "same" pads elsewhere when the size is odd.
+        x = layers.ZeroPadding2D(kernel // 2)(x)
+        x = layers.Conv2D(
+            width, kernel, STRIDES[stage - 1], name=f"stage{stage}_embed"
+        )(x)  # (B, H/stride, W/stride, width)
+        x = _norm(f"stage{stage}_embed_norm")(x)
+        for block in range(1, depth + 1):
+            prefix, rate = f"stage{stage}_block{block}", next(rates)
+            attention = EfficientSelfAttention(
+                HEADS[stage - 1], REDUCTIONS[stage - 1], name=f"{prefix}_attention"
+            )
+            ffn = MixFFN(name=f"{prefix}_ffn")
+            x = x + _drop_path(rate)(attention(_norm(f"{prefix}_norm1")(x)))
+            x = x + _drop_path(rate)(ffn(_norm(f"{prefix}_norm2")(x)))
+        x = _norm(f"stage{stage}_norm")(x)
+    model = keras.Model(inputs, x, name=name)
+    if weights is not None:
+        load_mit_weights(model, weights)
+    return model
+
+
+def _norm(name):
+    return layers.LayerNormalization(epsilon=1e-5, name=name)
+
+
+def _drop_path(rate):
+    # One coin an image, the rest scaled up: stochastic depth.
+    return layers.Dropout(rate, noise_shape=(None, 1, 1, 1))
+
+
+def _dense(units, policy):
+    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+    return layers.Dense(units, kernel_initializer=initializer, dtype=policy)

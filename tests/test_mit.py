@@ -1,0 +1,173 @@
+"""MiT: equal to transformers' encoder, any size, part of a segmenter."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+
+import keras_segadapter as ksa
+from keras_segadapter.backbones.mit import EfficientSelfAttention, MixFFN
+
+BUILDERS = [ksa.MiTB0, ksa.MiTB1, ksa.MiTB2, ksa.MiTB3, ksa.MiTB4, ksa.MiTB5]
+
+
+def transformers_encoder(depths, channels, folder):
+    """A random SegFormer encoder of transformers, saved as people have it."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("the reference, transformers' SegFormer, needs PyTorch")
+    import torch
+    from transformers import SegformerConfig, SegformerModel
+
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=depths, hidden_sizes=channels, num_attention_heads=[1, 2, 5, 8]
+    )
+    model = SegformerModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms too
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def assert_equal_at_every_stage(build, depths, channels, sizes, folder):
+    import torch
+
+    reference = transformers_encoder(depths, channels, folder)
+    backbone = build(weights=folder)
+    outputs = [backbone.get_layer(f"stage{i}_norm").output for i in (1, 2, 3, 4)]
+    stages = keras.Model(backbone.input, outputs)
+    for size in sizes:
+        images = np.random.default_rng(0).normal(size=(1, *size, 3)).astype("float32")
+        with torch.no_grad():
+            expected = reference(
+                torch.from_numpy(images.transpose(0, 3, 1, 2)),
+                output_hidden_states=True,
+            ).hidden_states
+        for ours, theirs in zip(
+            stages.predict(images, verbose=0), expected, strict=True
+        ):
+            theirs = theirs.numpy().transpose(0, 2, 3, 1)
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+# transformers and torch warn about things of their own.
+@pytest.mark.filterwarnings("ignore")
+def test_equals_transformers(tmp_path):
+    channels = [32, 64, 160, 256]
+    sizes = [(64, 96), (75, 101)]
+    assert_equal_at_every_stage(ksa.MiTB0, [2, 2, 2, 2], channels, sizes, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("build", "depths", "channels"),
+    [
+        (ksa.MiTB0, [2, 2, 2, 2], [32, 64, 160, 256]),
+        (ksa.MiTB2, [3, 4, 6, 3], [64, 128, 320, 512]),
+    ],
+)
+def test_equals_transformers_at_the_sizes_of_photographs(
+    tmp_path, build, depths, channels
+):
+    sizes = [(512, 512), (360, 480), (333, 501)]
+    assert_equal_at_every_stage(build, depths, channels, sizes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("build", "millions"),
+    [(ksa.MiTB0, 3.319), (ksa.MiTB1, 13.151), (ksa.MiTB2, 24.196)],
+)
+def test_parameters_are_the_published_ones(build, millions):
+    assert round(build().count_params() / 1e6, 3) == millions
+
+
+def test_the_stages_are_the_four_closing_norms():
+    stages = ksa.find_stages(ksa.MiTB0())
+    assert [s.name for s in stages] == [f"stage{i}_norm" for i in (1, 2, 3, 4)]
+    assert [s.stride for s in stages] == [4, 8, 16, 32]
+
+
+def test_adapted_it_has_the_published_size():
+    model = ksa.build_segmenter(ksa.MiTB0(), 150)
+    trainable = sum(np.prod(v.shape) for v in model.trainable_variables)
+    assert round(trainable / 1e6, 1) == 4.8
+
+
+def test_adapted_it_trains_and_comes_back(tmp_path):
+    model = ksa.build_segmenter(ksa.MiTB0(drop_path=0.5), 3)
+    model.compile()
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 32, 3), "uint8")
+    model.fit(images, images[..., 0] % 3, verbose=0)
+    logits = model.predict(images, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), logits, atol=1e-5)
+
+
+def test_stochastic_depth_drops_whole_images_in_training_alone():
+    backbone = ksa.MiTB0(drop_path=0.9, input_shape=(32, 32, 3))
+    image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
+    images = np.repeat(image, 8, axis=0)
+    still = keras.ops.convert_to_numpy(backbone(images))
+    np.testing.assert_allclose(still, still[:1].repeat(8, 0), atol=1e-5)
+    dropped = keras.ops.convert_to_numpy(backbone(images, training=True))
+    assert np.abs(dropped - dropped[:1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("layer", [EfficientSelfAttention(2, reduction=2), MixFFN(3)])
+def test_contract_of_the_layers(layer, tmp_path):
+    copy = type(layer).from_config(layer.get_config())
+    inputs = keras.Input((None, None, 6))
+    model = keras.Model(inputs, copy(inputs))
+    assert copy.get_config() == layer.get_config()
+    x = np.random.default_rng(0).normal(size=(2, 5, 7, 6)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    assert expected.shape == x.shape
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+
+
+def write(folder, change):
+    from safetensors.numpy import load_file, save_file
+
+    transformers_encoder([2, 2, 2, 2], [32, 64, 160, 256], folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "other.safetensors")
+    return folder / "other.safetensors"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.pop("encoder.layer_norm.0.bias"), r"Missing: \['layer_norm.0.b"),
+        (lambda t: t.update(more=np.zeros(3)), r"Surplus: \['more'\]"),
+        (
+            lambda t: t.update({"encoder.layer_norm.0.bias": np.zeros(3)}),
+            r"layer_norm.0.bias is \(3,\), wanted \(32,\)",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ksa.MiTB0(weights=write(tmp_path, change))
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match="There is no file"):
+        ksa.MiTB0(weights=tmp_path / "nothing")
+    with pytest.raises(ValueError, match="drop_path=1"):
+        ksa.MiTB0(drop_path=1)
+    with pytest.raises(ValueError, match="multiple of num_heads"):
+        EfficientSelfAttention(4)(np.zeros((1, 2, 2, 6)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", BUILDERS)
+def test_all_sizes_are_built(build):
+    assert build(input_shape=(64, 64, 3)).output_shape[1:3] == (2, 2)
