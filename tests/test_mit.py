@@ -1,7 +1,5 @@
 """MiT: equal to transformers' encoder, any size, part of a segmenter."""
 
-import importlib.util
-
 import keras
 import numpy as np
 import pytest
@@ -14,9 +12,7 @@ BUILDERS = [ksa.MiTB0, ksa.MiTB1, ksa.MiTB2, ksa.MiTB3, ksa.MiTB4, ksa.MiTB5]
 
 def transformers_encoder(depths, channels, folder):
     """A random SegFormer encoder of transformers, saved as people have it."""
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("the reference, transformers' SegFormer, needs PyTorch")
-    import torch
+    torch = pytest.importorskip("torch")  # which the reference needs
     from transformers import SegformerConfig, SegformerModel
 
     torch.manual_seed(0)
@@ -32,8 +28,7 @@ def transformers_encoder(depths, channels, folder):
 
 
 def assert_equal_at_every_stage(build, depths, channels, sizes, folder):
-    import torch
-
+    torch = pytest.importorskip("torch")
     reference = transformers_encoder(depths, channels, folder)
     backbone = build(weights=folder)
     outputs = [backbone.get_layer(f"stage{i}_norm").output for i in (1, 2, 3, 4)]
