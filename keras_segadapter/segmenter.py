@@ -242,12 +242,11 @@ class Segmenter(keras.Model):
             )
         if y is None:
             kwargs.setdefault("shuffle", False)
-        self._check_data(x, y)
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, (list, tuple)):
-            self._check_data(*validation[:2])
-        elif validation is not None:
-            self._check_data(validation)
+        if self.compiled:  # else Keras says so
+            self._check_data(x, y)
+            validation = kwargs.get("validation_data")
+            pair = isinstance(validation, (tuple, list))
+            self._check_data(*(validation[:2] if pair else [validation]))
         return super().fit(x, y, batch_size, epochs, **kwargs)
 
     def test_step(self, *args):
@@ -333,12 +332,9 @@ class Segmenter(keras.Model):
                 check_masks(masks, np.shape(x), self.num_classes, self._ignored_ids())
 
     def _ignored_ids(self):
-        losses = self.loss.values() if _is_dict(self.loss) else [self.loss]
-        ids = set()
-        for loss in losses:
-            ignored = getattr(loss, "ignore_class", None)
-            ids |= set(ignored_ids(ignored))
-        return ids
+        losses = self.loss.values()  # compile makes it a dict
+        ignored = [ignored_ids(getattr(loss, "ignore_class", None)) for loss in losses]
+        return set().union(*ignored)
 
     def get_config(self):
         parts, serialize = self._parts, keras.saving.serialize_keras_object

@@ -123,6 +123,11 @@ TABLE = [
     (lambda: fit(y={"logits": masks(3), "aux": MASKS}), ValueError, "\\[3\\]"),
     (lambda: fit(x=Wrong(), y=None), ValueError, "\\[9\\]"),
     (lambda: fit(validation_data=(IMAGES, masks(5))), ValueError, "\\[5\\]"),
+    (
+        lambda: build().fit(IMAGES, MASKS * 255, verbose=0),
+        ValueError,
+        "must call `compile\\(\\)` before",
+    ),
     (lambda: fit(class_weight={0: 1.0}), ValueError, "SegmentationCrossentropy"),
     (
         lambda: fit(compiled=dict(loss=ksa.SegmentationCrossentropy(255, [1, 2, 3]))),
