@@ -148,7 +148,7 @@ def build_backbone(name, weights):
 
 
 def small_backbone(channels=(32, 64, 96, 128)):
-    """A residual net of 0.6 M parameters, strides 4 to 32, to train from scratch."""
+    """A residual net of 0.75 M parameters, strides 4 to 32, to train from scratch."""
     layers = keras.layers
 
     def convolution(x, width, stride):
