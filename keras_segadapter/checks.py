@@ -44,15 +44,20 @@ def ignored_ids(ignore_class):
     return sorted(map(int, ids))
 
 
-def check_feature_map(layer, input_shape):
-    """Refuse what is not a channels-last feature map with known channels."""
+def check_channels_last():
+    """Refuse Keras' channels_first setting."""
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
-            "keras_segadapter works on channels_last feature maps (B, H, W, C), but "
-            "Keras is set to channels_first. Call "
+            "keras_segadapter works on channels_last images and feature maps (B, H, W, "
+            "C), but Keras is set to channels_first. Call "
             "keras.config.set_image_data_format('channels_last') before building the "
             "backbone."
         )
+
+
+def check_feature_map(layer, input_shape):
+    """Refuse what is not a channels-last feature map with known channels."""
+    check_channels_last()
     if len(input_shape) != 4 or input_shape[-1] is None:
         raise ValueError(
             f"{type(layer).__name__} '{layer.name}' takes feature maps of shape "

@@ -9,6 +9,8 @@ import dataclasses
 import keras
 from keras import layers
 
+from keras_segadapter.checks import check_channels_last
+
 PROBE_SIZE = 256  # pixels a side at which strides are measured where size is open
 
 
@@ -97,13 +99,7 @@ class Graph:
 
 def as_functional(backbone):
     """The backbone as a functional model, or the sentence that says why it is none."""
-    if keras.config.image_data_format() != "channels_last":
-        raise ValueError(
-            "keras_segadapter works on channels_last images (B, H, W, C), but Keras "
-            "is set to channels_first. Call "
-            "keras.config.set_image_data_format('channels_last') and build the "
-            "backbone again."
-        )
+    check_channels_last()
     if isinstance(backbone, keras.Sequential):
         if not backbone.built:
             raise ValueError(

@@ -37,3 +37,10 @@ def tiny_backbone():
         return keras.Model(inputs, x, name="tiny")
 
     return build
+
+
+@pytest.fixture
+def channels_first():
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")

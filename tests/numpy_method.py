@@ -2,10 +2,22 @@
 
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
 erf = np.vectorize(math.erf)
+
+
+def maps(*shape, seed=0):
+    """Feature maps, standard normal."""
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def dtypes(tensors):
+    return [
+        keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(tensors)
+    ]
 
 
 def set_random_weights(layer, seed=0):

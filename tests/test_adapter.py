@@ -4,7 +4,14 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from numpy_method import array, assert_close, seg_adapter, set_random_weights
+from numpy_method import (
+    array,
+    assert_close,
+    dtypes,
+    maps,
+    seg_adapter,
+    set_random_weights,
+)
 
 import keras_segadapter as ksa
 
@@ -12,16 +19,6 @@ MIT_B0 = (32, 64, 160, 256)
 MIT_B1 = (64, 128, 320, 512)  # and B2 to B5
 CONVNEXT_T = (96, 192, 384, 768)  # and S
 CONVNEXT_B = (128, 256, 512, 1024)
-
-
-def maps(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def dtypes(tensors):
-    return [
-        keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(tensors)
-    ]
 
 
 def adapters(channels, num_classes):
@@ -32,13 +29,6 @@ def adapters(channels, num_classes):
             layer.build((None, None, None, width))
     keras.utils.clear_session()  # forgets that these variables wait for values
     return layers
-
-
-@pytest.fixture
-def channels_first():
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format("channels_last")
 
 
 # Contract

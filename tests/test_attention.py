@@ -3,36 +3,20 @@ import numpy as np
 import pytest
 from numpy_method import (
     assert_close,
+    dtypes,
     high_order_attention,
+    maps,
     seg_attention,
     set_random_weights,
 )
 
 import keras_segadapter as ksa
 
-
-def maps(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def dtypes(tensors):
-    return [
-        keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(tensors)
-    ]
-
-
 LAYERS = [
     (ksa.SegAttention, {"filters": 5, "kernel_size": 3}),
     (ksa.HighOrderSpatialAttention, {"num_classes": 9, "kernel_size": 3}),
 ]
 EQUATIONS = [seg_attention, high_order_attention]
-
-
-@pytest.fixture
-def channels_first():
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format("channels_last")
 
 
 # Contract

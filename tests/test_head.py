@@ -25,13 +25,6 @@ def built(inputs, *args, **kwargs):
     return layer
 
 
-@pytest.fixture
-def channels_first():
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format("channels_last")
-
-
 # Contract
 
 
