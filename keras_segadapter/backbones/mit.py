@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_segadapter.backbones.mit_weights import load_mit_weights
-from keras_segadapter.checks import check_feature_map, check_integer
+from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
+from keras_segadapter.checks import check_feature_map, check_integer, check_rate
 
 KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # of the overlapping patches, by stage
 HEADS, REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
@@ -149,8 +149,18 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
     it in front by default.
 
     Args:
-        weights: None for random ones, or a transformers checkpoint of a SegFormer or
-            its encoder: a folder or a `.safetensors` file.
+        weights: None for random ones, or pretrained ones of a SegFormer or its encoder:
+
+            - "imagenet": nvidia/mit-b0 of the Hugging Face Hub (mit-b1 for `MiTB1` and
+              so on). NVIDIA's licence: non-commercial research only.
+            - another name on the Hub, such as
+              "nvidia/segformer-b0-finetuned-ade-512-512"; what is on disk comes first.
+            - a folder or file of transformers: `.safetensors`, `pytorch_model.bin`.
+            - a `.pth` file of OpenMMLab's mmsegmentation or of NVlabs' SegFormer.
+            - a MiTBackbone of keras-hub, from any preset. Its presets are fine-tuned on
+              ADE20K or Cityscapes.
+
+            The first three need the extra `weights`, PyTorch's files need torch.
         input_shape: `(height, width, channels)`; None for an open height or width.
         drop_path: Stochastic depth: rate at which the last block's residuals are
             dropped in training, rising linearly from 0 at the first.
@@ -161,8 +171,10 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
         `(B, H/32, W/32, C)`; `find_stages` gives the four stages.
 
     Raises:
-        ValueError: If the checkpoint lacks a tensor, has one too many or of another
-            shape, or `drop_path` is not in [0, 1).
+        TypeError: If `weights` is none of these.
+        ValueError: If the weights cannot be had or read, lack a tensor, have one too
+            many or of another shape, or `drop_path` is not in [0, 1).
+        ImportError: If a package that reads the weights is not installed.
 
     Example:
 
@@ -177,7 +189,7 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
     Source: paper, section 5; E. Xie et al., SegFormer, NeurIPS 2021.
     """
     channels = (32, 64, 160, 256)
-    return _mit((2, 2, 2, 2), channels, weights, input_shape, drop_path, name)
+    return _mit("b0", (2, 2, 2, 2), channels, weights, input_shape, drop_path, name)
 
 
 WIDE = (64, 128, 320, 512)
@@ -185,34 +197,35 @@ WIDE = (64, 128, 320, 512)
 
 def MiTB1(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b1"):
     """MiT-B1: channels 64, 128, 320, 512, blocks 2, 2, 2, 2. Example: see `MiTB0`."""
-    return _mit((2, 2, 2, 2), WIDE, weights, input_shape, drop_path, name)
+    return _mit("b1", (2, 2, 2, 2), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB2(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b2"):
     """MiT-B2: channels 64, 128, 320, 512, blocks 3, 4, 6, 3. Example: see `MiTB0`."""
-    return _mit((3, 4, 6, 3), WIDE, weights, input_shape, drop_path, name)
+    return _mit("b2", (3, 4, 6, 3), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB3(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b3"):
     """MiT-B3: channels 64, 128, 320, 512, blocks 3, 4, 18, 3. Example: see `MiTB0`."""
-    return _mit((3, 4, 18, 3), WIDE, weights, input_shape, drop_path, name)
+    return _mit("b3", (3, 4, 18, 3), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB4(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b4"):
     """MiT-B4: channels 64, 128, 320, 512, blocks 3, 8, 27, 3. Example: see `MiTB0`."""
-    return _mit((3, 8, 27, 3), WIDE, weights, input_shape, drop_path, name)
+    return _mit("b4", (3, 8, 27, 3), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB5(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b5"):
     """MiT-B5: channels 64, 128, 320, 512, blocks 3, 6, 40, 3. Example: see `MiTB0`."""
-    return _mit((3, 6, 40, 3), WIDE, weights, input_shape, drop_path, name)
+    return _mit("b5", (3, 6, 40, 3), WIDE, weights, input_shape, drop_path, name)
 
 
-def _mit(depths, channels, weights, input_shape, drop_path, name):
-    if not 0 <= drop_path < 1:
-        raise ValueError(
-            f"`drop_path` must be in [0, 1). Received: drop_path={drop_path}"
-        )
+def _mit(size, depths, channels, weights, input_shape, drop_path, name):
+    check_rate("drop_path", drop_path)
+    if isinstance(weights, str) and weights == "imagenet":
+        weights = f"nvidia/mit-{size}"
+    # Read first: a wrong file is told before the large sizes are built.
+    values = None if weights is None else read_mit_weights(weights)
     inputs = keras.Input(input_shape)
     rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
     x = inputs
@@ -234,8 +247,8 @@ def _mit(depths, channels, weights, input_shape, drop_path, name):
             x = x + _drop_path(rate)(ffn(_norm(f"{prefix}_norm2")(x)))
         x = _norm(f"stage{stage}_norm")(x)
     model = keras.Model(inputs, x, name=name)
-    if weights is not None:
-        load_mit_weights(model, weights)
+    if values is not None:
+        assign_mit_weights(model, values)
     return model
 
 

@@ -1,111 +1,216 @@
-"""MiT weights from the files that transformers writes."""
+"""MiT weights from the files and models that people have.
 
+A tensor is named here as in SegFormer's own code, with the stages counted from 0:
+`patch_embed.0.proj.weight`, `block.0.1.attn.q.bias`, `norm.3.weight`.
+"""
+
+import os
 import re
-from pathlib import Path
 
+import keras
 import numpy as np
 
-# Parts of a SegFormer checkpoint that are no encoder.
-OTHER_PARTS = re.compile(r"^(classifier|decode_head)\.")
+from keras_segadapter.backbones.weight_files import read_tensors
+
+# What a whole segmenter puts in front of its encoder's names, and its other parts.
+PREFIX = r"^(backbone|segformer\.encoder|encoder)\."
+OTHER_PARTS = r"(decode_head|auxiliary_head|classifier|head)\."
+
+# Pattern of a file's name and what it becomes here, applied from top to bottom.
+TRANSFORMERS = (
+    (r"^patch_embeddings\.", "patch_embed."),
+    (r"layer_norm_", "norm"),
+    (r"layer_norm", "norm"),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.self\.query\.", ".attn.q."),
+    (r"\.attention\.self\.key\.", ".attn.k."),
+    (r"\.attention\.self\.value\.", ".attn.v."),
+    (r"\.attention\.self\.", ".attn."),
+    (r"\.mlp\.dense", ".mlp.fc"),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+)
+OPENMMLAB = (
+    (r"^layers\.(\d)\.0\.projection\.", r"patch_embed.\1.proj."),
+    (r"^layers\.(\d)\.0\.", r"patch_embed.\1."),
+    (r"^layers\.(\d)\.1\.", r"block.\1."),
+    (r"^layers\.(\d)\.2\.", r"norm.\1."),
+    (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffn\.layers\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.dwconv."),
+    (r"\.ffn\.layers\.4\.", ".mlp.fc2."),
+)
+NVLABS = (
+    (r"^(patch_embed|block|norm)(\d)\.", lambda m: f"{m[1]}.{int(m[2]) - 1}."),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+)
+
+# The layers of a stage and of a block in `MiTB0` to `MiTB5`, and their names here.
+STAGE = {
+    "embed": "patch_embed.{}.proj",
+    "embed_norm": "patch_embed.{}.norm",
+    "norm": "norm.{}",
+}
+BLOCK = {
+    "query": "attn.q",
+    "key": "attn.k",
+    "value": "attn.v",
+    "projection": "attn.proj",
+    "reduce": "attn.sr",
+    "norm": "attn.norm",
+    "expansion": "mlp.fc1",
+    "depthwise": "mlp.dwconv",
+    "contraction": "mlp.fc2",
+}
 
 
-def load_mit_weights(model, path):
-    """Load a transformers checkpoint into a MiT, every tensor or none.
+def read_mit_weights(source):
+    """Read the weights of a MiT from a file, the Hugging Face Hub or keras-hub.
+
+    Args:
+        source: What `MiTB0` takes as `weights`, but None and "imagenet".
+
+    Returns:
+        NumPy arrays in Keras' axis order by their names here.
+
+    Raises:
+        TypeError: If `source` is no path, name or model.
+        ValueError: If there is no such file or repository, the network fails, the
+            file is damaged or holds more than tensors, or the model is no MiT.
+        ImportError: If the package that reads the source is not installed.
+    """
+    if isinstance(source, keras.Model):
+        return _values_of_keras_hub(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            "`weights` must be a file, a folder, a name on the Hugging Face Hub or a "
+            f"MiTBackbone of keras-hub. Received: {type(source).__name__}"
+        )
+    tensors = {
+        re.sub(PREFIX, "", key): value
+        for key, value in read_tensors(source).items()
+        if not re.match(OTHER_PARTS, key)
+    }
+    if any(re.match(r"layers\.\d\.", key) for key in tensors):
+        names, tensors = OPENMMLAB, _split(tensors, ".attn.attn.in_proj_", "qkv")
+    elif any(re.match(r"(patch_embed|block|norm)\d\.", key) for key in tensors):
+        names, tensors = NVLABS, _split(tensors, ".attn.kv.", "kv")
+    else:
+        names = TRANSFORMERS
+    values = {}
+    for key, value in tensors.items():
+        for pattern, name in names:
+            key = re.sub(pattern, name, key)
+        values[key] = _to_keras(key, value)
+    return values
+
+
+def assign_mit_weights(model, values):
+    """Assign the weights that `read_mit_weights` read to a MiT, every one or none.
 
     Args:
         model: A model made by `MiTB0` to `MiTB5`.
-        path: A folder with `model.safetensors`, or such a file, of a SegFormer or of
-            its encoder.
+        values: Arrays in Keras' axis order by their names here.
 
     Raises:
-        ValueError: If there is no such file, or tensors are missing, surplus or of
-            another shape; the sentence lists them.
-        ImportError: If the package safetensors is not installed.
+        ValueError: If tensors are missing, surplus or of another shape; the sentence
+            lists them.
     """
-    # Read without running anything that a foreign file may hold.
-    from safetensors.numpy import load_file
-
-    path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(
-            f"There is no file {file}. Pass the folder or the .safetensors file of a "
-            "SegFormer checkpoint, such as one that save_pretrained wrote."
-        )
-    found = {
-        re.sub(r"^(segformer\.)?encoder\.", "", key): value
-        for key, value in load_file(file).items()
-        if not OTHER_PARTS.match(key)
-    }
-    wanted = dict(_variables(model))
-    missing = sorted(wanted.keys() - found.keys())
-    surplus = sorted(found.keys() - wanted.keys())
-    values = {k: _to_keras(k, found[k]) for k in wanted.keys() & found.keys()}
+    wanted = dict(_weights_and_biases(_layers_of_mit(model)))
+    missing = sorted(wanted.keys() - values.keys())
+    surplus = sorted(values.keys() - wanted.keys())
     shapes = [
-        f"{key} is {values[key].shape}, wanted {tuple(wanted[key].shape)}"
-        for key in sorted(values)
-        if values[key].shape != tuple(wanted[key].shape)
+        f"{name} is {values[name].shape}, wanted {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & values.keys())
+        if values[name].shape != tuple(wanted[name].shape)
     ]
     if missing or surplus or shapes:
         raise ValueError(
-            f"{file} does not fit {model.name}. Missing: {missing or 'none'}. Surplus: "
-            f"{surplus or 'none'}. Shapes: {shapes or 'as wanted'}. Choose the size of "
-            "MiT that the checkpoint is of."
+            f"The weights do not fit {model.name}: choose the size of MiT that they "
+            f"are of. Missing: {missing or 'none'}. Surplus: {surplus or 'none'}. "
+            f"Shapes: {shapes or 'as wanted'}."
         )
-    for key, variable in wanted.items():
-        variable.assign(values[key])
+    for name, variable in wanted.items():
+        variable.assign(values[name])
 
 
-def _to_keras(key, value):
+def _split(tensors, joint, letters):
+    """Part the queries, keys and values that a file keeps in one tensor."""
+    parts = {}
+    for key, value in tensors.items():
+        if joint in key:
+            for letter, part in zip(
+                letters, np.array_split(value, len(letters)), strict=True
+            ):
+                parts[key.replace(joint, f".attn.{letter}.")] = part
+        else:
+            parts[key] = value
+    return parts
+
+
+def _to_keras(name, value):
     """Turn a PyTorch tensor's axes to Keras' order."""
+    value = np.asarray(value, "float32")
+    if ".mlp.fc" in name and value.shape[2:] == (1, 1):
+        value = value[..., 0, 0]  # a 1 x 1 convolution for a linear layer
     if value.ndim == 2:
         return value.T  # linear: (out, in) -> (in, out)
     if value.ndim == 4:
         # Convolution: (out, in, h, w) -> (h, w, in, out), depthwise (h, w, in, 1).
-        order = (2, 3, 0, 1) if ".dwconv." in key else (2, 3, 1, 0)
+        order = (2, 3, 0, 1) if ".dwconv." in name else (2, 3, 1, 0)
         return np.transpose(value, order)
     return value
 
 
-def _variables(model):
-    """Pairs of a checkpoint's key and the variable that it goes to."""
+def _values_of_keras_hub(model):
+    layers = list(_layers_of_keras_hub(model))
+    if not layers:
+        raise ValueError(
+            f"The model {model.name} is no MiTBackbone of keras-hub. Received: "
+            f"{type(model).__name__}"
+        )
+    return {
+        name: np.asarray(keras.ops.convert_to_numpy(variable), "float32")
+        for name, variable in _weights_and_biases(layers)
+    }
+
+
+def _layers_of_keras_hub(model):
+    stage = 0
+    for layer in model.layers:
+        if re.fullmatch(r"patch_and_embed_\d", layer.name):
+            yield f"patch_embed.{stage}.proj", layer.proj
+            yield f"patch_embed.{stage}.norm", layer.norm
+        elif match := re.fullmatch(r"hierarchical_encoder_\d_(\d+)", layer.name):
+            for part in ("norm1", "norm2", *BLOCK.values()):
+                own = layer  # whose attributes are called as the parts are here
+                for attribute in part.split("."):
+                    own = getattr(own, attribute, None)
+                if own is not None:  # a reduction of 1 has no convolution
+                    yield f"block.{stage}.{match[1]}.{part}", own
+        elif isinstance(layer, keras.layers.LayerNormalization):
+            yield f"norm.{stage}", layer
+            stage += 1
+
+
+def _layers_of_mit(model):
     for layer in model.layers:
         match = re.fullmatch(r"stage(\d)_(?:block(\d+)_)?(\w+)", layer.name)
         if not match:
             continue
         stage, part = int(match[1]) - 1, match[3]
-        block = f"block.{stage}.{int(match[2]) - 1}" if match[2] else None
-        if part == "attention":
-            own = {
-                "query": f"{block}.attention.self.query",
-                "key": f"{block}.attention.self.key",
-                "value": f"{block}.attention.self.value",
-                "projection": f"{block}.attention.output.dense",
-                "reduce": f"{block}.attention.self.sr",
-                "norm": f"{block}.attention.self.layer_norm",
-            }
-        elif part == "ffn":
-            own = {
-                "expansion": f"{block}.mlp.dense1",
-                "depthwise": f"{block}.mlp.dwconv.dwconv",
-                "contraction": f"{block}.mlp.dense2",
-            }
-        else:
-            keys = {
-                "embed": f"patch_embeddings.{stage}.proj",
-                "embed_norm": f"patch_embeddings.{stage}.layer_norm",
-                "norm": f"layer_norm.{stage}",
-                "norm1": f"{block}.layer_norm_1",
-                "norm2": f"{block}.layer_norm_2",
-            }
-            yield from _weight_and_bias(keys[part], layer)
+        if match[2] is None:
+            yield STAGE[part].format(stage), layer
             continue
-        for attribute, key in own.items():
-            if hasattr(layer, attribute):  # a reduction of 1 has no convolution
-                yield from _weight_and_bias(key, getattr(layer, attribute))
+        block = f"block.{stage}.{int(match[2]) - 1}"
+        if part in ("norm1", "norm2"):
+            yield f"{block}.{part}", layer
+        for attribute, name in BLOCK.items():
+            if hasattr(layer, attribute):
+                yield f"{block}.{name}", getattr(layer, attribute)
 
 
-def _weight_and_bias(key, layer):
-    weight, bias = layer.weights  # kernel or gamma, bias or beta
-    yield f"{key}.weight", weight
-    yield f"{key}.bias", bias
+def _weights_and_biases(layers):
+    for name, layer in layers:
+        weight, bias = layer.weights  # kernel or gamma, bias or beta
+        yield f"{name}.weight", weight
+        yield f"{name}.bias", bias
