@@ -11,6 +11,7 @@ from keras_segadapter.checks import (
     check_integer,
     check_num_classes,
 )
+from keras_segadapter.tokens import is_pair, join_tokens, map_shape, split_tokens
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -33,15 +34,19 @@ class SegAdapter(layers.Layer):
         **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
 
     Call arguments:
-        inputs: Features X `(B, H, W, C)`, channels last, any height and width.
+        inputs: Features X `(B, H, W, C)`, channels last, any height and width. In a
+            vision transformer a pair: tokens X `(B, N, C)`, and any map `(B, H, W,
+            any)` with a pixel for each patch, such as the patch convolution's output.
+            The last H * W tokens are adapted; class and register tokens, which come
+            before them, pass through untouched.
 
     Returns:
-        A pair: adapted features Y `(B, H, W, C)` and the last block's class scores S
+        A pair: adapted features Y in the shape of X and the last block's class scores S
         `(B, H, W, K)`, before softmax; or Y alone where `return_scores` is False.
 
     Raises:
-        ValueError: If an argument is out of range, if the input is not `(B, H, W, C)`
-            with a known C, or if Keras is set to channels_first.
+        ValueError: If an argument is out of range, if the input is neither `(B, H, W,
+            C)` with a known C nor such a pair, or if Keras is set to channels_first.
 
     Example:
 
@@ -52,6 +57,12 @@ class SegAdapter(layers.Layer):
     features = keras.Input((None, None, 64))
     adapted, scores = ksa.SegAdapter(num_classes=19)(features)
     print(adapted.shape, scores.shape)  # (None, None, None, 64) (None, None, None, 19)
+
+    image = keras.Input((224, 224, 3))
+    patches = keras.layers.Conv2D(64, 16, 16)(image)  # (None, 14, 14, 64)
+    tokens = keras.layers.Reshape((-1, 64))(patches)
+    tokens, scores = ksa.SegAdapter(num_classes=19)([tokens, patches])
+    print(tokens.shape, scores.shape)  # (None, 196, 64) (None, 14, 14, 19)
     ```
     """
 
@@ -83,6 +94,8 @@ class SegAdapter(layers.Layer):
         self.return_scores = return_scores
 
     def build(self, input_shape):
+        if is_pair(input_shape):
+            input_shape = map_shape(self, input_shape)
         check_feature_map(self, input_shape)
         channels = input_shape[-1]
         hidden = max(1, round(self.ffn_ratio * channels))
@@ -115,7 +128,11 @@ class SegAdapter(layers.Layer):
             self.scales.append(scale)
 
     def call(self, inputs):
-        features = inputs
+        tokens = isinstance(inputs, (list, tuple))
+        if tokens:
+            leading, features = split_tokens(*inputs)  # (B, N - H*W, C), (B, H, W, C)
+        else:
+            features = inputs
         for attention, expansion, contraction, scale in zip(
             self.attentions,
             self.expansions,
@@ -126,13 +143,19 @@ class SegAdapter(layers.Layer):
             attended, scores = attention(features)  # (B, H, W, C), (B, H, W, K)
             hidden = keras.activations.gelu(expansion(attended), approximate=False)
             update = contraction(hidden)  # (B, H, W, C)
-            update = ops.cast(scale, update.dtype) * update
+            update = update * ops.cast(scale, update.dtype)
             features = features + ops.cast(update, features.dtype)
+        if tokens:
+            features = join_tokens(leading, features)  # (B, N, C)
         return (features, scores) if self.return_scores else features
 
     def compute_output_shape(self, input_shape):
-        scores_shape = (*input_shape[:-1], self.num_classes)
-        features_shape = tuple(input_shape)
+        if is_pair(input_shape):
+            features_shape = tuple(input_shape[0])
+            scores_shape = (*map_shape(self, input_shape)[:-1], self.num_classes)
+        else:
+            features_shape = tuple(input_shape)
+            scores_shape = (*input_shape[:-1], self.num_classes)
         return (features_shape, scores_shape) if self.return_scores else features_shape
 
     def get_config(self):

@@ -1,5 +1,8 @@
 """Arguments and data in memory, checked before work is lost on them."""
 
+import math
+from numbers import Real
+
 import keras
 import numpy as np
 
@@ -13,6 +16,22 @@ def check_integer(name, value, least=1):
             f"{name}={value!r}"
         )
     return int(value)
+
+
+def check_positive(name, value):
+    """Return `value` as a float if it is above 0 and finite."""
+    if not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(
+            f"`{name}` must be a number above 0 and finite. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def check_rate(name, rate):
+    """Return `rate` if it is in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={rate}")
+    return rate
 
 
 def check_size(name, size, least=1):

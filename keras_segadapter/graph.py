@@ -1,17 +1,14 @@
-"""Re-run a functional backbone's graph and read its structure. No weights here.
-
-Everything rests on one public tool: `keras.models.clone_model` runs a functional model
-again through a function of ours, which sees every call of a layer or an operation.
-"""
+"""Read the structure of a backbone's graph: sizes, strides, what passes where."""
 
 import dataclasses
+import math
 
 import keras
-from keras import layers
 
-from keras_segadapter.checks import check_channels_last
+from keras_segadapter.replay import as_functional, replay, symbolic_tensors
 
 PROBE_SIZE = 256  # pixels a side at which strides are measured where size is open
+MOST_LEADING_TOKENS = 32  # class and registers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +24,8 @@ class Call:
         return self.outputs[0].shape if len(self.outputs) == 1 else ()
 
     @property
-    def is_feature_map(self):
-        # One pixel is a pooled vector, not a map.
-        return len(self.shape) == 4 and min(self.shape[1:3]) > 1
+    def is_tokens(self):
+        return len(self.shape) == 3
 
 
 class Graph:
@@ -39,6 +35,9 @@ class Graph:
         name: The backbone's name.
         size: Height and width of the probe image.
         calls: List of `Call`.
+        grids: For each call the height and width, in feature pixels, of the map or the
+            tokens that it makes; None where it makes something else.
+        strides: For each call the image pixels that a feature pixel covers, or None.
         producer: Position of the call that made a tensor, by the tensor's id.
         outputs: Positions of the calls that make the backbone's outputs.
         watched: Positions that make the tensors given as `watched`, in their order.
@@ -57,7 +56,11 @@ class Graph:
         def visit(operation, *args, **kwargs):
             outputs = operation(*args, **kwargs)
             self.calls.append(
-                Call(operation, _tensors((args, kwargs)), _tensors(outputs))
+                Call(
+                    operation,
+                    symbolic_tensors((args, kwargs)),
+                    symbolic_tensors(outputs),
+                )
             )
             return outputs
 
@@ -68,13 +71,48 @@ class Graph:
             for position, call in enumerate(self.calls)
             for tensor in call.outputs
         }
+        self.grids = [self._grid(call) for call in self.calls]
+        self.strides = self._strides(probe)
         self.outputs = [self.producer.get(id(tensor)) for tensor in outputs]
         self.watched = [self.producer.get(id(tensor)) for tensor in watched]
         self.points = self._articulation_points(probe, outputs)
 
+    def _grid(self, call):
+        if None in call.shape[1:]:
+            return None  # a layer that does not tell its output's size
+        if len(call.shape) == 4 and min(call.shape[1:3]) > 1:
+            return call.shape[1:3]  # one pixel would be a pooled vector, not a map
+        if call.is_tokens and call.shape[1] > 1:
+            return _token_grid(call.shape[1], self.size)
+        return None
+
+    def _strides(self, probe):
+        """Strides along the way of the image, one call's after the other's.
+
+        Convolutions without padding take some pixels off the border, so that in
+        Inception the size of the image over that of the map gives 9, 18 and 43.
+        """
+        strides = []
+        known = {id(probe): (1, self.size[0])}  # stride and height, by tensor
+        for call, grid in zip(self.calls, self.grids, strict=True):
+            stride = None
+            if grid is not None:
+                stride = self.size[0] // grid[0]
+                sources = [known[id(t)] for t in call.inputs if id(t) in known]
+                if self.size[0] % grid[0] and sources and not call.is_tokens:
+                    stride = max(_after(*source, grid[0]) for source in sources)
+                known.update({id(t): (stride, grid[0]) for t in call.outputs})
+            strides.append(stride)
+        return strides
+
     def _articulation_points(self, probe, outputs):
-        # What comes after ends at the deepest output: the one with the fewest pixels.
-        end = min(outputs, key=lambda t: t.shape[1] if len(t.shape) == 4 else 0)
+        # What comes after ends at the deepest output: the one with the fewest pixels,
+        # among as many the last.
+        def depth(tensor):
+            pixels = math.prod(tensor.shape[1:-1]) if len(tensor.shape) > 2 else 0
+            return (-pixels, self.producer.get(id(tensor), -1))
+
+        end = max(outputs, key=depth)
         needed, stack = set(), [self.producer.get(id(end))]
         while stack:
             position = stack.pop()
@@ -84,11 +122,12 @@ class Graph:
         last_read = {}
         for position in sorted(needed):
             for tensor in self.calls[position].inputs:
-                last_read[id(tensor)] = position
+                if tensor.shape[:1] == (None,):  # else no image's, as rotary positions
+                    last_read[id(tensor)] = position
         points, earlier_read_until = [], last_read.get(id(probe), -1)
         for position in sorted(needed):
             call = self.calls[position]
-            if earlier_read_until <= position and call.is_feature_map:
+            if earlier_read_until <= position and self.grids[position]:
                 points.append(position)
             for tensor in call.outputs:
                 earlier_read_until = max(
@@ -97,103 +136,25 @@ class Graph:
         return points
 
 
-def as_functional(backbone):
-    """The backbone as a functional model, or the sentence that says why it is none."""
-    check_channels_last()
-    if isinstance(backbone, keras.Sequential):
-        if not backbone.built:
-            raise ValueError(
-                f"The Sequential backbone '{backbone.name}' has no input shape yet. "
-                "Put keras.Input((None, None, 3)) first in its list of layers."
-            )
-        inputs = keras.Input(backbone.input_shape[1:])
-        features = inputs
-        for layer in backbone.layers:
-            features = layer(features)
-        backbone = keras.Model(inputs, features, name=backbone.name)
-    if not _is_functional(backbone):
-        raise TypeError(
-            "`backbone` must be a functional keras.Model or a keras.Sequential, whose "
-            "graph can be run again with adapters inside. Received: "
-            f"{backbone!r} of type {type(backbone).__name__}. For a subclassed model, "
-            "put keras_segadapter.SegAdapter layers into its own code."
-        )
-    shapes = [tensor.shape for tensor in keras.tree.flatten(backbone.input)]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] is None:
-        raise ValueError(
-            "`backbone` must take one batch of images (batch, height, width, channels) "
-            f"with a known number of channels. Received: '{backbone.name}' with input "
-            f"shapes {shapes}"
-        )
-    return backbone
+def _token_grid(count, size):
+    """Height and width of the patches among `count` tokens of an image, or None.
 
-
-def replay(model, inputs, visit, watched=()):
-    """Run a functional model again, each call through `visit(operation, *args, **kw)`.
-
-    Nested functional models are gone into, so `visit` sees the layers inside; nested
-    Sequentials only where they hold a model themselves.
-
-    Args:
-        model: A functional model.
-        inputs: Symbolic tensors, as many as the model has inputs.
-        visit: Function that makes the call and returns its outputs, changed or not.
-        watched: Tensors of the model's graph.
-
-    Returns:
-        The model's new outputs, flat, and the tensors now in the place of `watched`.
+    Only few tokens, class and registers, come before the patches. A patch size that
+    divides the image's is preferred.
     """
-    asked = (*keras.tree.flatten(model.output), *watched)
-    # clone_model may give back copies of the tensors that `visit` returned; an identity
-    # behind each tensor asked for tells which one arrived there.
-    marks = [layers.Identity() for _ in asked]
-    index_of = {id(mark): index for index, mark in enumerate(marks)}
-    arrived = [None] * len(asked)
-    marked = keras.Model(
-        model.input, [mark(t) for mark, t in zip(marks, asked, strict=True)]
-    )
-
-    def call(operation, *args, **kwargs):
-        if id(operation) in index_of:
-            arrived[index_of[id(operation)]] = args[0]
-            return args[0]
-        if _is_functional(operation):
-            outputs, _ = replay(operation, args[0], visit)
-            return keras.tree.pack_sequence_as(operation.output, outputs)
-        if _holds_models(operation):
-            features = args[0]
-            for layer in operation.layers:
-                features = call(layer, features)
-            return features
-        return visit(operation, *args, **kwargs)
-
-    keras.models.clone_model(
-        marked,
-        input_tensors=keras.tree.pack_sequence_as(
-            model.input, keras.tree.flatten(inputs)
-        ),
-        clone_function=lambda layer: layer,
-        call_function=call,
-    )
-    number_of_outputs = len(asked) - len(watched)
-    return arrived[:number_of_outputs], arrived[number_of_outputs:]
+    height, width = size
+    strides = range(1, min(size) + 1)
+    exact = [s for s in strides if height % s == width % s == 0]
+    for stride in (*exact, *strides):
+        grid = (height // stride, width // stride)
+        if 0 <= count - math.prod(grid) <= min(MOST_LEADING_TOKENS, math.prod(grid)):
+            return grid
+    return None
 
 
-def _is_functional(model):
-    return (
-        isinstance(model, keras.Model)
-        and not isinstance(model, keras.Sequential)
-        and hasattr(model, "operations")
-    )
-
-
-def _holds_models(operation):
-    return isinstance(operation, keras.Sequential) and any(
-        isinstance(layer, keras.Model) for layer in operation.layers
-    )
-
-
-def _tensors(structure):
-    return [
-        t for t in keras.tree.flatten(structure) if isinstance(t, keras.KerasTensor)
-    ]
+def _after(stride, height, new_height):
+    """The stride behind a call that changes the height, by a whole factor but for
+    borders."""
+    if height >= new_height:
+        return stride * round(height / new_height)
+    return max(1, stride // round(new_height / height))

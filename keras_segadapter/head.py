@@ -7,6 +7,7 @@ from keras_segadapter.checks import (
     check_feature_map,
     check_integer,
     check_num_classes,
+    check_rate,
 )
 from keras_segadapter.resize import resize_bilinear
 
@@ -54,11 +55,7 @@ class MLPHead(layers.Layer):
         super().__init__(**kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.channels = check_integer("channels", channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(
-                f"`dropout` must be in [0, 1). Received: dropout={dropout}"
-            )
-        self.dropout = dropout
+        self.dropout = check_rate("dropout", dropout)
         self.projection_norm = self._norm()
         self.drop = layers.SpatialDropout2D(
             dropout, data_format="channels_last", dtype=self.dtype_policy

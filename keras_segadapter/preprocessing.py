@@ -3,11 +3,11 @@
 import keras
 from keras import layers
 
-from keras_segadapter.graph import as_functional
+from keras_segadapter.replay import as_functional
 
 # How keras.applications' weights were trained, by the name it gives the model: colours
 # in BGR less their mean, or scaled to [-1, 1]. All else follows ImageNet's mean and
-# deviation, as do the paper, torchvision, timm and keras-hub's presets.
+# deviation, as do the paper, torchvision, timm and most of keras-hub's presets.
 _BGR = ("resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
 _MINUS_ONE_TO_ONE = (
     "resnet50v2",
@@ -21,9 +21,19 @@ _MINUS_ONE_TO_ONE = (
     "nasnet",
     "NASNet",
 )
-_MEAN = (123.675, 116.28, 103.53)
-_DEVIATION = (58.395, 57.12, 57.375)
 _BGR_MEAN = (103.939, 116.779, 123.68)
+# Mean and deviation of RGB in 0..255.
+_IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_CLIP = ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323))
+_HALF = ([127.5] * 3, [127.5] * 3)
+_ZERO_TO_ONE = ([0.0] * 3, [255.0] * 3)
+_KERAS_HUB = {  # by class
+    "ViTBackbone": _HALF,
+    "SigLIPVisionEncoder": _HALF,
+    "CLIPVisionEncoder": _CLIP,
+    "MetaCLIP2VisionEncoder": _CLIP,
+    "ViTDetBackbone": _ZERO_TO_ONE,  # ImageNet's follow inside
+}
 
 
 def default_preprocessing(backbone):
@@ -32,8 +42,9 @@ def default_preprocessing(backbone):
     A backbone that normalises by itself (it holds a `Rescaling` or `Normalization`
     layer: EfficientNet, MobileNetV3, ConvNeXt of keras.applications) gets an
     `Identity`, as does one whose input has other than three channels. The other
-    families of keras.applications are known by the names it gives them; everything else
-    gets ImageNet's mean and deviation (paper, section 5).
+    families of keras.applications are known by the names it gives them, keras-hub's by
+    their class, and keras-cv's take 0..1; everything else gets ImageNet's mean and
+    deviation (paper, section 5).
     """
     model = as_functional(backbone)
     (image,) = keras.tree.flatten(model.input)
@@ -49,10 +60,14 @@ def default_preprocessing(backbone):
         outputs = layers.Rescaling(1.0, [-mean for mean in _BGR_MEAN])(flipped)
         return keras.Model(inputs, outputs, name="preprocessing")
     if backbone.name.startswith(_MINUS_ONE_TO_ONE):
-        return layers.Rescaling(1 / 127.5, -1.0, name="preprocessing")
+        mean, deviation = _HALF
+    elif type(backbone).__module__.startswith("keras_cv"):
+        mean, deviation = _ZERO_TO_ONE  # what include_rescaling=True would do
+    else:
+        mean, deviation = _KERAS_HUB.get(type(backbone).__name__, _IMAGENET)
     return layers.Rescaling(
-        [1 / deviation for deviation in _DEVIATION],
-        [-m / d for m, d in zip(_MEAN, _DEVIATION, strict=True)],
+        [1 / d for d in deviation],
+        [-m / d for m, d in zip(mean, deviation, strict=True)],
         name="preprocessing",
     )
 

@@ -14,7 +14,8 @@ def resize_bilinear(features, height, width):
     size is only known at run time, scalar tensors.
     """
     features = ops.cast(features, "float32")
-    if keras.backend.backend() == "tensorflow":
+    symbolic = isinstance(features, keras.KerasTensor)  # TensorFlow's takes none
+    if keras.backend.backend() == "tensorflow" and not symbolic:
         # keras.ops.image.resize compares the sizes as Python numbers (up to Keras
         # 3.15.1), which a size that is a tensor refuses. TensorFlow's own does not.
         import tensorflow as tf

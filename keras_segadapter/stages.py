@@ -3,9 +3,10 @@
 import dataclasses
 
 import keras
-from keras import layers
 
-from keras_segadapter.graph import Graph, as_functional, replay
+from keras_segadapter.blocks import stage_positions
+from keras_segadapter.graph import Graph
+from keras_segadapter.replay import as_functional, replay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Stage:
     Attributes:
         name: Name of the layer or operation there. Operations (`add_2`) are named anew
             in each process: `position` is what identifies the place.
-        stride: Image pixels that a feature pixel covers, measured.
+        stride: Image pixels that a feature pixel (or a token) covers, measured.
         channels: Channels of the features.
         position: Index of the call in the backbone's graph, in order of execution.
 
@@ -40,7 +41,9 @@ def find_stages(backbone):
     A stage ends at the last block output of a resolution. Only places that everything
     after them passes through qualify: never a residual branch, never the expanded
     tensor inside an inverted bottleneck. Strides below 4 are left out where there are
-    coarser ones. If the backbone has several outputs, these are its stages.
+    coarser ones. If the backbone has several outputs, these are its stages. Where a
+    vision transformer's tokens keep one resolution, four block outputs are taken, a
+    fourth of the depth apart; an encoder layer that holds its blocks is looked into.
 
     Args:
         backbone: A functional `keras.Model` or a built `keras.Sequential` with one
@@ -120,7 +123,11 @@ def splice(backbone, inputs, stages, insert):
         stages: List of `Stage`.
         insert: Function `(index, features) -> features`: what the rest of the backbone
             receives in the place of the features of stage number `index`.
+
+    Raises:
+        ValueError: If the graph at this size is not the one that was probed.
     """
+    backbone = as_functional(backbone)
     index_at = {stage.position: index for index, stage in enumerate(stages)}
     position = -1
 
@@ -129,16 +136,28 @@ def splice(backbone, inputs, stages, insert):
         position += 1
         outputs = operation(*args, **kwargs)
         if position in index_at:
-            outputs = insert(index_at[position], outputs)
+            index = index_at.pop(position)
+            if getattr(outputs, "shape", (None,))[-1] != stages[index].channels:
+                _refuse_size(backbone)
+            outputs = insert(index, outputs)
         return outputs
 
-    replay(as_functional(backbone), inputs, visit)
+    replay(backbone, inputs, visit)
+    if index_at:
+        _refuse_size(backbone)
+
+
+def _refuse_size(backbone):
+    raise ValueError(
+        f"The backbone '{backbone.name}' runs other layers where its height and width "
+        "are open than at a known size, so its stages can't be found again. Build it "
+        "with a fixed input_shape."
+    )
 
 
 def _stage(graph, position):
     call = graph.calls[position]
-    _, height, _, channels = call.shape
-    return Stage(call.operation.name, round(graph.size[0] / height), channels, position)
+    return Stage(call.operation.name, graph.strides[position], call.shape[-1], position)
 
 
 def _position(graph, tap):
@@ -174,10 +193,11 @@ def _position(graph, tap):
 
 def _refuse(graph, tap, position):
     name = getattr(tap, "name", tap)
-    if position is None or not graph.calls[position].is_feature_map:
+    if position is None or graph.grids[position] is None:
         raise ValueError(
-            f"The tap '{name}' is not a feature map (batch, height, width, channels) "
-            f"that the backbone '{graph.name}' computes. Choose the output of a block."
+            f"The tap '{name}' is not a feature map (batch, height, width, channels), "
+            "nor a token for each patch (batch, tokens, channels), that the backbone "
+            f"'{graph.name}' computes. Choose the output of a block."
         )
     later = [graph.calls[p].operation.name for p in graph.points if p > position]
     hint = f"The next place that qualifies is '{later[0]}'." if later else ""
@@ -189,89 +209,13 @@ def _refuse(graph, tap, position):
 
 
 def _choose_stages(graph):
-    if len(graph.outputs) > 1:
-        chosen = sorted(set(graph.outputs) & set(graph.points))
-    else:
-        chosen = [_block_output(graph, level) for level in _levels(graph)]
-    stages = [_stage(graph, position) for position in chosen]
+    stages = [_stage(graph, position) for position in stage_positions(graph)]
     coarse = [stage for stage in stages if stage.stride >= 4]
     stages = coarse or [stage for stage in stages if stage.stride >= 2] or stages
     if not stages:
         raise ValueError(
-            f"No stage was found in the backbone '{graph.name}': it has no 4-D feature "
-            "map that everything after it passes through. Put "
+            f"No stage was found in the backbone '{graph.name}': it has no feature map "
+            "or patch tokens that everything after them passes through. Put "
             "keras_segadapter.SegAdapter layers into the network's own code."
         )
     return stages
-
-
-def _levels(graph):
-    """Articulation points grouped by resolution, for as long as it falls."""
-    levels, height = [], None
-    for position in graph.points:
-        new = graph.calls[position].shape[1]
-        # Padding and valid convolutions change the size a little; a stage divides it.
-        if height is None or height / new >= 1.5:
-            levels.append([])
-            height = new
-        if new / height < 1.5:  # a decoder's upsampled maps are no stage
-            levels[-1].append(position)
-    return levels
-
-
-def _block_output(graph, level):
-    """The last point of a resolution that closes a block.
-
-    Behind the last block of a stage there may stand a padding, or a pointwise
-    convolution that belongs to what comes next: the expansion of an inverted bottleneck
-    (EfficientNet, MobileNet), a transition (DenseNet), a classifier's wide layer.
-    """
-    calls = graph.calls
-    while len(level) > 1 and isinstance(
-        calls[level[-1]].operation, layers.ZeroPadding2D
-    ):
-        level = level[:-1]
-    maker = calls[_maker(graph, level[-1])]
-    if not _is_pointwise(maker.operation):
-        return level[-1]
-    before = graph.producer.get(id(maker.inputs[0]))
-    if before not in level:
-        return level[-1]
-    maker_before = calls[_maker(graph, before)]
-    closes_block = (
-        _is_join(maker_before)
-        or _is_pointwise(maker_before.operation)
-        or _is_whole_block(maker_before.operation)
-    )
-    return before if closes_block else level[-1]
-
-
-def _maker(graph, position):
-    """Go back through what keeps the shape (norms, activations) to what made it."""
-    call = graph.calls[position]
-    while (
-        len(call.inputs) == 1
-        and call.inputs[0].shape == call.shape
-        and not hasattr(call.operation, "kernel_size")
-        and not _is_whole_block(call.operation)
-        and id(call.inputs[0]) in graph.producer
-    ):
-        position = graph.producer[id(call.inputs[0])]
-        call = graph.calls[position]
-    return position
-
-
-def _is_join(call):
-    # A squeeze-and-excite gate has two inputs as well, but one of them is a pixel.
-    return len(call.inputs) > 1 and len({t.shape[1:3] for t in call.inputs}) == 1
-
-
-def _is_whole_block(operation):
-    # Some libraries make a block one layer; no convolution or norm has five weights.
-    return len(getattr(operation, "weights", ())) > 4
-
-
-def _is_pointwise(operation):
-    return isinstance(operation, layers.Conv2D) and (
-        tuple(operation.kernel_size) == tuple(operation.strides) == (1, 1)
-    )

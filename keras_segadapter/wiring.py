@@ -4,9 +4,10 @@ import keras
 from keras import layers
 
 from keras_segadapter.adapter import SegAdapter
-from keras_segadapter.graph import as_functional
+from keras_segadapter.replay import as_functional
 from keras_segadapter.resize import ResizeLike
 from keras_segadapter.stages import splice
+from keras_segadapter.tokens import TokensToMap
 
 
 def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
@@ -27,18 +28,24 @@ def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
     """
     (image,) = keras.tree.flatten(as_functional(backbone).input)
     inputs = keras.Input(image.shape[1:], name="image")  # (B, H, W, C)
+    prepared = preprocessing(inputs)
     features, scores = [], []
 
     def insert(index, stage_features):
+        is_tokens = len(stage_features.shape) == 3
+        grid = _grid(prepared, stages[index].stride) if is_tokens else None
         if adapters:
-            stage_features = adapters[index](stage_features)
+            pair = [stage_features, grid]
+            stage_features = adapters[index](pair if is_tokens else stage_features)
             if adapters[index].return_scores:
                 stage_features, stage_scores = stage_features
                 scores.append(stage_scores)
-        features.append(stage_features)
+        features.append(
+            TokensToMap()([stage_features, grid]) if is_tokens else stage_features
+        )
         return stage_features
 
-    splice(backbone, preprocessing(inputs), stages, insert)
+    splice(backbone, prepared, stages, insert)
     main = head(features)  # (B, H/4, W/4, K)
     if len(getattr(main, "shape", ())) != 4 or main.shape[-1] != num_classes:
         raise ValueError(
@@ -50,7 +57,7 @@ def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
         coarse = _add_at_finest(scores)  # (B, H/4, W/4, K)
         outputs["aux"] = ResizeLike(dtype="float32", name="aux")([coarse, inputs])
     elif adapters and aux == "per_stage":
-        for key, stage_scores in zip(_keys(stages), scores, strict=True):
+        for key, stage_scores in zip(stage_keys(stages), scores, strict=True):
             resize = ResizeLike(dtype="float32", name=f"aux_{key}")
             outputs[f"aux_{key}"] = resize([stage_scores, inputs])
     return inputs, outputs
@@ -68,7 +75,7 @@ def resolve_adapters(adapters, stages, num_classes, aux):
                 scale_init=1e-2 * 0.1 ** (deepest - index),
                 name=f"adapter_{key}",
             )
-            for index, key in enumerate(_keys(stages))
+            for index, key in enumerate(stage_keys(stages))
         ]
     if not isinstance(adapters, (list, tuple)) or not all(
         isinstance(adapter, SegAdapter) for adapter in adapters
@@ -96,7 +103,12 @@ def resolve_adapters(adapters, stages, num_classes, aux):
     return list(adapters)
 
 
-def _keys(stages):
+def _grid(image, stride):
+    """A map with one pixel for each patch: the last pixel of every whole patch."""
+    return image[:, stride - 1 :: stride, stride - 1 :: stride]
+
+
+def stage_keys(stages):
     """A short unique name a stage, made of its stride: s4, s8, s16, s16_2."""
     keys, strides = [], []
     for stage in stages:

@@ -46,6 +46,31 @@ def test_names_are_those_that_keras_applications_gives():
         assert build(weights=None, include_top=False).name.startswith(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "mean", "deviation"),
+    [
+        ("ViTBackbone", "keras_hub.models", 0.5, 0.5),
+        ("SigLIPVisionEncoder", "keras_hub.models", 0.5, 0.5),
+        ("ViTDetBackbone", "keras_hub.models", 0.0, 1.0),
+        ("ResNetBackbone", "keras_cv.models", 0.0, 1.0),
+        ("ResNetBackbone", "mine", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (
+            "CLIPVisionEncoder",
+            "keras_hub.models",
+            (0.48145466, 0.4578275, 0.40821073),
+            (0.26862954, 0.26130258, 0.27577711),
+        ),
+    ],
+)
+def test_families_known_by_their_class(name, module, mean, deviation):
+    family = type(name, (keras.Model,), {"__module__": module})
+    inputs = keras.Input((32, 32, 3))
+    backbone = family(inputs, keras.layers.Conv2D(2, 4, 4)(inputs))
+    actual = keras.ops.convert_to_numpy(default_preprocessing(backbone)(IMAGES))
+    expected = (IMAGES / 255 - np.array(mean)) / np.array(deviation)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
 def test_a_backbone_of_unknown_make_gets_imagenets_mean_and_deviation():
     layer = default_preprocessing(stand_in("mine"))
     grey = np.full((1, 1, 1, 3), [123.675, 116.28, 103.53], "float32")

@@ -78,6 +78,8 @@ MORE_FAMILIES = {
     "ResNet50V2": [(4, 256), (8, 512), (16, 1024), (32, 2048)],
     "VGG16": [(4, 256), (8, 512), (16, 512), (32, 512)],
     "Xception": [(4, 128), (8, 256), (16, 728), (32, 2048)],
+    # Unpadded convolutions: 256 pixels become 30, 14 and 6.
+    "InceptionV3": [(4, 192), (8, 288), (16, 768), (32, 2048)],
 }
 BUILT_HERE = {
     hub_resnet: [(4, 64), (8, 72), (16, 80), (32, 88)],
@@ -110,8 +112,11 @@ def test_stages_of_keras_hub_and_keras_cv(build):
     assert places(find_stages(build())) == BUILT_HERE[build]
 
 
+# One of each library and kind of block; benchmarks/backbones.py tries all families.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*FAMILIES, *(build.__name__ for build in BUILT_HERE)])
+@pytest.mark.parametrize(
+    "name", ["MobileNetV3Small", "ConvNeXtTiny", "hub_efficientnet", "cv_resnet"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_family_trains_one_step_and_comes_back_from_its_file(name, tmp_path):
     backbone = application(name) if name in FAMILIES else globals()[name]()
@@ -169,10 +174,98 @@ def test_a_stage_can_be_one_or_many_of_any_stride():
     assert places(find_stages(no_stride)) == [(1, 5)]
 
 
+@pytest.mark.parametrize("size", [None, 155])
+def test_a_border_lost_to_unpadded_convolutions_is_no_stride(size):
+    inputs = keras.Input((size, size, 3))
+    x = inputs
+    for width in FOUR:
+        x = layers.Conv2D(width, 3, 2)(layers.Conv2D(width, 3)(x))
+    stages = find_stages(keras.Model(inputs, x))
+    assert places(stages) == [(4, 8), (8, 10), (16, 10)]
+
+
 def test_several_outputs_are_the_stages(tiny_backbone):
     whole = tiny_backbone(FOUR)
     outputs = [whole.get_layer("reduce_1").output, whole.output]
     assert places(find_stages(keras.Model(whole.input, outputs))) == [(4, 4), (32, 10)]
+
+
+def test_of_outputs_at_one_resolution_the_last_is_the_stage(tiny_backbone):
+    whole = tiny_backbone(FOUR)
+    outputs = [whole.get_layer("reduce_3").output, whole.layers[1].output, whole.output]
+    stem_too = keras.Model(whole.input, [whole.get_layer("reduce_1").output, *outputs])
+    assert places(find_stages(stem_too)) == [(4, 4), (16, 8), (32, 10)]
+
+
+def test_a_layer_that_holds_all_stages_is_looked_into():
+    class Block(layers.Layer):
+        def build(self, input_shape):
+            self.one = layers.Conv2D(self.width, 3, 2, padding="same")
+            self.two = layers.Conv2D(self.width, 3, padding="same")
+            self.norm = layers.BatchNormalization()
+            self.one.build(input_shape)
+            self.two.build((None, None, None, self.width))
+            self.norm.build((None, None, None, self.width))
+
+        def call(self, inputs):
+            return self.norm(self.two(self.one(inputs)))
+
+    class Encoder(layers.Layer):
+        def __init__(self):
+            super().__init__(name="encoder")
+            self.stages = [Block(name=f"stage_{width}") for width in FOUR]
+            for block, width in zip(self.stages, FOUR, strict=True):
+                block.width = width
+
+        def build(self, input_shape):
+            for block in self.stages:
+                block.build(input_shape)
+                input_shape = (*input_shape[:-1], block.width)
+
+        def call(self, inputs):
+            for block in self.stages:
+                inputs = block(inputs)
+            return inputs
+
+    images = keras.Input((None, None, 3))
+    stages = find_stages(keras.Model(images, Encoder()(images)))
+    assert [stage.name for stage in stages] == ["stage_6", "stage_8", "stage_10"]
+
+
+def test_what_stands_behind_the_last_block_of_a_stage():
+    def ends(close):
+        images = keras.Input((None, None, 3))
+        x = layers.Conv2D(8, 4, 4)(images)
+        x = layers.Add(name="block")([x, layers.Conv2D(8, 3, padding="same")(x)])
+        x = close(x)
+        (stage,) = find_stages(keras.Model(images, x))
+        return stage.name
+
+    def norm(x):
+        return layers.BatchNormalization(name="norm")(x)
+
+    def hard_swish(x):  # of operations, as keras-cv has it
+        return x * (layers.ReLU(6.0)(x + 3.0) * (1 / 6))
+
+    def join(x):
+        return layers.Concatenate(name="join")([x, layers.Conv2D(8, 1)(x)])
+
+    def pad(x):
+        return layers.ZeroPadding2D(1)(x)
+
+    wide, narrow = layers.Conv2D(32, 1, name="wide"), layers.Conv2D(4, 1, name="narrow")
+    assert ends(lambda x: hard_swish(norm(wide(x)))) == "block"  # an expansion
+    assert ends(lambda x: pad(norm(wide(x)))) == "block"
+    assert ends(lambda x: narrow(join(x))) == "join"  # DenseNet's, before a pooling
+    assert ends(lambda x: norm(narrow(join(x)))) == "norm"  # CSPNet's
+
+
+def test_long_chains_of_scaled_residuals_take_no_longer_than_others():
+    images = keras.Input((None, None, 3))
+    x = layers.Conv2D(8, 4, 4)(images)
+    for _ in range(40):
+        x = x + layers.BatchNormalization()(x)
+    assert places(find_stages(keras.Model(images, x))) == [(4, 8)]
 
 
 def test_stages_with_a_classifier_on_top():

@@ -1,0 +1,124 @@
+"""Choose the places in a backbone's graph where its stages end."""
+
+from keras import layers
+
+from keras_segadapter.replay import blocks_inside, is_whole_block, kernels
+
+
+def stage_positions(graph):
+    """Positions of the calls that close the stages, shallow to deep.
+
+    One a resolution; four for a vision transformer, whose tokens keep theirs. If the
+    backbone has several outputs, these; of maps of one resolution the last, since some
+    families hand out their stem as well.
+    """
+    if len(graph.outputs) > 1:
+        chosen = sorted(set(graph.outputs) & set(graph.points))
+        last = {}
+        for position in chosen:
+            tokens = graph.calls[position].is_tokens
+            last[position if tokens else graph.grids[position]] = position
+        return list(last.values())
+    levels = _levels(graph)
+    if len(levels) == 1 and graph.calls[levels[0][0]].is_tokens:
+        return _spread(graph, levels[0])
+    makers = _makers(graph)
+    return [_block_output(graph, makers, level) for level in levels]
+
+
+def _levels(graph):
+    """Articulation points grouped by resolution, for as long as it falls.
+
+    All are maps or all are tokens: what the backbone ends in.
+    """
+    levels, height = [], None
+    for position in graph.points:
+        if graph.calls[position].is_tokens != graph.calls[graph.points[-1]].is_tokens:
+            continue
+        new = graph.grids[position][0]
+        # Padding and valid convolutions change the size a little; a stage divides it.
+        if height is None or height / new >= 1.5:
+            levels.append([])
+            height = new
+        if new / height < 1.5:  # a decoder's upsampled maps are no stage
+            levels[-1].append(position)
+    return levels
+
+
+def _spread(graph, level):
+    """Four block outputs, a fourth of the depth apart; the last with the norm behind
+    it, if there is one."""
+    for call in graph.calls:
+        if blocks_inside(call.operation):
+            raise ValueError(
+                f"The blocks of the backbone '{graph.name}' are hidden in its layer "
+                f"'{call.operation.name}', which can't be run on symbolic tensors to "
+                "look inside. Put keras_segadapter.SegAdapter layers between its "
+                "blocks in the network's own code, or name `taps` outside that layer."
+            )
+    ends = [p for p in level if _closes_block(graph, p)] or level
+    quarter = len(ends) / 4
+    chosen = {ends[max(0, round(i * quarter) - 1)] for i in (1, 2, 3)}
+    return sorted({*chosen, level[-1]})
+
+
+def _closes_block(graph, position):
+    call = graph.calls[position]
+    keeps_shape = any(tensor.shape == call.shape for tensor in call.inputs)
+    return keeps_shape and (_is_join(call) or is_whole_block(call.operation))
+
+
+def _block_output(graph, makers, level):
+    """The last point of a resolution that closes a block.
+
+    Behind the last block of a stage there may stand a padding, or a pointwise
+    convolution that belongs to what comes next: the expansion of an inverted bottleneck
+    (EfficientNet, MobileNet), a transition (DenseNet), a classifier's wide layer.
+    """
+    calls = graph.calls
+    while len(level) > 1 and isinstance(
+        calls[level[-1]].operation, layers.ZeroPadding2D
+    ):
+        level = level[:-1]
+    maker = makers[level[-1]]
+    if not _is_pointwise(calls[maker].operation):
+        return level[-1]
+    before = graph.producer.get(id(calls[maker].inputs[0]))
+    if before not in level:
+        return level[-1]
+    narrows = calls[maker].shape[-1] < calls[before].shape[-1]
+    if narrows and maker != level[-1] and _is_join(calls[before]):
+        return level[-1]  # it joins the branches, with a norm of its own (CSPNet)
+    maker_before = calls[makers[before]]
+    closes_block = (
+        _is_join(maker_before)
+        or _is_pointwise(maker_before.operation)
+        or is_whole_block(maker_before.operation)
+    )
+    return before if closes_block else level[-1]
+
+
+def _makers(graph):
+    """For each call the one that made its features: itself, or the one before all that
+    keeps the shape (norms, activations)."""
+    makers = []
+    for position, call in enumerate(graph.calls):
+        before = {graph.producer.get(id(tensor)) for tensor in call.inputs}
+        # Several inputs of one maker: an activation made of operations, x * sigmoid(x).
+        before = {p if p is None else makers[p] for p in before}
+        keeps = {t.shape for t in call.inputs} == {call.shape}
+        if keeps and len(before) == 1 and None not in before:
+            makers.append(position if kernels(call.operation) else before.pop())
+        else:
+            makers.append(position)
+    return makers
+
+
+def _is_join(call):
+    # A squeeze-and-excite gate has two inputs as well, but one of them is a pixel.
+    return len(call.inputs) > 1 and len({t.shape[1:3] for t in call.inputs}) == 1
+
+
+def _is_pointwise(operation):
+    found = kernels(operation)
+    return len(found) == 1 and found[0].shape[:-2] == (1, 1)
