@@ -1,11 +1,14 @@
-"""Train a segmenter: on built-in scenes, or on photographs in a folder.
+"""Train a segmenter: on built-in scenes, on photographs, or on a public dataset.
 
     python examples/train.py
     python examples/train.py --data FOLDER --classes 11 --backbone MobileNetV3Small
+    python examples/train.py --data CITYSCAPES_FOLDER --size 512 1024
+    python examples/train.py --tfds oxford_iiit_pet --size 128 128
 
 FOLDER holds images/ and masks/ of the same file names (masks: grey or palette PNGs of
-class ids, 255 is void), or train/ and val/ with these inside. Writes the model and a
-picture of image, truth, prediction and coarse map to the folder --out.
+class ids, 255 is void), or train/ and val/ with these inside; or ADE20K, Cityscapes,
+Pascal VOC or COCO-Stuff as they were unpacked, whose classes are known. Writes the
+model and a picture of image, truth, prediction and coarse map to the folder --out.
 """
 
 import argparse
@@ -28,11 +31,8 @@ def main():
     for stage in model.stages:
         print(f"stage: {stage.name}, stride {stage.stride}, {stage.channels} channels")
 
-    batches = (
-        len(train)
-        if isinstance(train, keras.utils.PyDataset)
-        else -(-len(train[0]) // args.batch)
-    )
+    arrays = isinstance(train, tuple)
+    batches = -(-len(train[0]) // args.batch) if arrays else len(train)
     steps = args.epochs * batches
     warmup = min(steps // 10, 1500)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -41,16 +41,18 @@ def main():
     jit = {"on": True, "off": False, "auto": "auto"}[args.jit]
     model.compile(ksa.AdamW(schedule), jit_compile=jit)
     options = dict(validation_data=val, epochs=args.epochs)
-    if isinstance(train, keras.utils.PyDataset):
-        history = model.fit(train, **options)
-    else:
+    if arrays:
         history = model.fit(*train, batch_size=args.batch, **options)
+    else:
+        history = model.fit(train, **options)
     print(f"validation mIoU: {history.history['val_mIoU'][-1]:.3f}")
 
     args.out.mkdir(parents=True, exist_ok=True)
     model.save(args.out / "model.keras")
-    images, masks = val[0][:2] if isinstance(val, keras.utils.PyDataset) else val
-    picture(model, images[:4], masks[:4], args.out / "prediction.png")
+    images, masks = val if arrays else next(iter(val))[:2]
+    colors = getattr(train, "colors", None)
+    images, masks = np.asarray(images[:4]), np.asarray(masks[:4])
+    picture(model, images, masks, colors, args.out / "prediction.png")
     print(f"saved {args.out / 'model.keras'} and {args.out / 'prediction.png'}")
 
 
@@ -60,15 +62,18 @@ def parse_arguments():
     )
     add = parser.add_argument
     add("--data", type=Path, help="folder of photographs; built-in scenes without it")
-    add("--classes", type=int, help="number of classes in the masks of --data")
+    add("--layout", help="of --data, where the folders do not show it")
+    add("--tfds", help="a dataset of tensorflow-datasets, in place of --data")
+    add("--splits", nargs=2, default=("train", "test"), help="of --tfds")
+    add("--classes", type=int, help="number of classes in masks of ids 0, 1, ...")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize photographs")
     add(
         "--backbone",
         default="small",
-        help="small, a model of keras.applications (MobileNetV3Small), "
+        help="small, MiTB0 to MiTB5, a model of keras.applications (MobileNetV3Small), "
         "keras_hub:PRESET or keras_cv:PRESET (resnet50_imagenet, or a folder)",
     )
-    add("--weights", choices=("imagenet", "none"), default="imagenet")
+    add("--weights", default="imagenet", help="imagenet, none, or a file of weights")
     add("--no-adapters", dest="adapters", action="store_false")
     add("--epochs", type=int, default=16)
     add("--batch", type=int, default=8)
@@ -77,8 +82,8 @@ def parse_arguments():
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path("runs/train"))
     args = parser.parse_args()
-    if args.data and not args.classes:
-        parser.error("--data needs --classes, the number of classes in the masks")
+    if args.tfds and not args.size:
+        parser.error("--tfds needs --size, since its images have many sizes")
     return args
 
 
@@ -89,28 +94,50 @@ def device():
 
 def load_data(args):
     """Training and validation data, and the number of classes."""
-    if not args.data:
-        images, masks = ksa.data.make_scenes(480, size=(96, 96), seed=args.seed)
-        num_classes = len(ksa.data.SCENE_CLASSES)
-        return (images[:400], masks[:400]), (images[400:], masks[400:]), num_classes
-    parts = [args.data / "train", args.data / "val"]
-    if not all(part.is_dir() for part in parts):
-        parts = [args.data]
-    for part in parts:
-        report = ksa.data.check_folder(part, args.classes)
-        print(f"{part}: {report['images']} images of {report['sizes']}")
-    options = dict(batch_size=args.batch, image_size=args.size)
-    train = ksa.data.FolderDataset(
-        parts[0], args.classes, shuffle=True, seed=args.seed, **options
-    )
-    val = ksa.data.FolderDataset(parts[-1], args.classes, **options)
-    if len(parts) == 1:
+    if args.tfds:
+        options = dict(image_size=args.size, num_classes=args.classes)
+        options.update(batch_size=args.batch, seed=args.seed)
+        train, val = (
+            ksa.data.open_tfds(args.tfds, split, shuffle=shuffle, **options)
+            for split, shuffle in zip(args.splits, (True, False), strict=True)
+        )
+        return train, val, train.num_classes
+    if args.data:
+        train, val = open_folders(args)
+        return train, val, train.num_classes
+    images, masks = ksa.data.make_scenes(480, size=(96, 96), seed=args.seed)
+    num_classes = len(ksa.data.SCENE_CLASSES)
+    return (images[:400], masks[:400]), (images[400:], masks[400:]), num_classes
+
+
+def open_folders(args):
+    """The two parts of --data, every mask checked before training."""
+    options = dict(num_classes=args.classes, batch_size=args.batch)
+    options.update(image_size=args.size, seed=args.seed)
+    undivided = args.layout == "plain" or (args.data / "masks").is_dir()
+    if undivided:
         # By file name, since neighbours are often frames of one film.
-        cut = max(1, len(train.image_paths) // 5)
-        for files in ("image_paths", "mask_paths"):
-            setattr(train, files, getattr(train, files)[:-cut])
-            setattr(val, files, getattr(val, files)[-cut:])
-    return train, val, args.classes
+        whole = ksa.data.open_folder(args.data, None, layout="plain", **options)
+        report(args.data, whole)
+        files = whole.image_paths, whole.mask_paths
+        cut = max(1, len(files[0]) // 5)
+        parts = [paths[:-cut] for paths in files], [paths[-cut:] for paths in files]
+        train = ksa.data.FolderDataset(parts[0], shuffle=True, **options)
+        return train, ksa.data.FolderDataset(parts[1], **options)
+    train, val = (
+        ksa.data.open_folder(
+            args.data, split, layout=args.layout, shuffle=split == "train", **options
+        )
+        for split in ("train", "val")
+    )
+    report(f"{args.data}, train", train)
+    report(f"{args.data}, val", val)
+    return train, val
+
+
+def report(name, data):
+    found = ksa.data.check_folder(data)
+    print(f"{name}: {found['images']} images of {found['sizes']}")
 
 
 def build_backbone(name, weights):
@@ -131,19 +158,23 @@ def build_backbone(name, weights):
         kind = known[0] if known else models.Backbone
         return kind.from_preset(model, load_weights=weights is not None)
     build = getattr(keras.applications, name, None)
+    options = {"include_top": False, "input_shape": (None, None, 3)}
+    if name.startswith("MiTB"):
+        build, options = getattr(ksa, name, None), {}
     if not callable(build):
         raise SystemExit(
             f"--backbone {name}: keras.applications has no such model. Write its name "
-            "as in the Keras documentation, or keras_hub:PRESET, or keras_cv:PRESET."
+            "as in the Keras documentation, or MiTB0 to MiTB5, or keras_hub:PRESET, or "
+            "keras_cv:PRESET."
         )
     try:
-        return build(include_top=False, weights=weights, input_shape=(None, None, 3))
+        return build(weights=weights, **options)
     except Exception as error:
         if weights is None:
             raise
         raise SystemExit(
-            f"The ImageNet weights of {name} could not be loaded: {error}. Without a "
-            "network, pass --weights none to train from scratch."
+            f"The weights {weights} of {name} could not be loaded: {error}\n"
+            "Without a network, pass --weights none to train from scratch."
         ) from error
 
 
@@ -164,14 +195,14 @@ def small_backbone(channels=(32, 64, 96, 128)):
     return keras.Model(inputs, x, name="small")
 
 
-def picture(model, images, masks, path):
+def picture(model, images, masks, colors, path):
     """Image, truth, prediction and the adapters' coarse map, one row an image."""
     columns = {"image": images, "truth": masks, "prediction": model.segment(images)}
     if "aux" in model.output:
         coarse = keras.Model(model.input, model.output["aux"])
         columns["coarse map"] = np.argmax(coarse.predict(images, verbose=0), -1)
     rows = [
-        [image, *(ksa.pictures.colorize(labels, 255) for labels in maps)]
+        [image, *(ksa.pictures.colorize(labels, 255, colors) for labels in maps)]
         for image, *maps in zip(*columns.values(), strict=True)
     ]
     ksa.pictures.panels(rows, list(columns), path)

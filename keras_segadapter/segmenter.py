@@ -5,18 +5,17 @@ import types
 
 import keras
 import numpy as np
-from keras import layers
 
 from keras_segadapter.checks import (
-    check_images,
     check_masks,
     check_num_classes,
     ignored_ids,
 )
 from keras_segadapter.head import MLPHead
-from keras_segadapter.inference import label_images
+from keras_segadapter.inference import check_input, label_images
 from keras_segadapter.preprocessing import default_preprocessing
 from keras_segadapter.stages import Stage, resolve_taps
+from keras_segadapter.training.epochs import count_epochs
 from keras_segadapter.training.losses import SegmentationCrossentropy
 from keras_segadapter.training.metrics import MeanIoU
 from keras_segadapter.training.optimizers import AdamW
@@ -219,7 +218,8 @@ class Segmenter(keras.Model):
                 or generator of `(images, masks)`.
             y: Masks `(N, H, W)` of class ids, or a dict of them by output.
             batch_size: Images a step where `x` is an array; Keras' default is 32.
-            epochs: Passes over the data.
+            epochs: Passes over the data. A dataset with an attribute `epoch` (those of
+                `keras_segadapter.data`) is told the number of each.
             **kwargs: As in `keras.Model.fit`. `shuffle` is False by default where `x`
                 is no array: a dataset has an order of its own.
 
@@ -247,6 +247,9 @@ class Segmenter(keras.Model):
             validation = kwargs.get("validation_data")
             pair = isinstance(validation, (tuple, list))
             self._check_data(*(validation[:2] if pair else [validation]))
+        if hasattr(x, "epoch"):
+            callbacks = kwargs.get("callbacks") or []
+            kwargs["callbacks"] = [count_epochs(x), *keras.tree.flatten(callbacks)]
         return super().fit(x, y, batch_size, epochs, **kwargs)
 
     def test_step(self, *args):
@@ -316,12 +319,10 @@ class Segmenter(keras.Model):
         if isinstance(images, (list, tuple)):
             return [self.segment(image) for image in images]
         images = np.asarray(images)
-        normalises = not isinstance(self._parts.preprocessing, layers.Identity)
-        check_images(images, self.input_shape[-1], normalises)
-        multiple = max(stage.stride for stage in self.stages)
+        check_input(self, images)
         if images.ndim == 3:
-            return label_images(self, images[None], multiple)[0]
-        return label_images(self, images, multiple)
+            return label_images(self, images[None])[0]
+        return label_images(self, images)
 
     def _check_data(self, x, y=None):
         """Stop before training on masks in memory that cannot be right."""
@@ -366,6 +367,12 @@ class Segmenter(keras.Model):
             name=config["name"],
         )
         model.dtype_policy = revive(config["dtype"])
+        for layer in model.layers:
+            if not layer.trainable:
+                # Revived before the layers inside it were made: these are not frozen,
+                # and Keras passes on no more than a change.
+                layer.trainable = True
+                layer.trainable = False
         return model
 
 

@@ -43,7 +43,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:
@@ -77,8 +77,31 @@ def test_training_on_a_folder_then_predicting(tmp_path):
         assert picture.size == (75, 50) and picture.mode == "RGB"
 
 
+def rows_of(path):
+    cells = [line.split("|")[1:-1] for line in path.read_text().splitlines()]
+    return [[cell.strip() for cell in row] for row in cells if row]
+
+
+def test_the_readmes_tables_are_those_that_the_benchmarks_wrote():
+    readme = rows_of(ROOT / "README.md")
+    costs = rows_of(ROOT / "benchmarks/results/costs.md")
+    adapted = [row for row in costs if row[0].startswith("Adapt-")]
+    adapted = [row for row in adapted if row[1:3] == ["ADE20K, 512", "256"]]
+    assert len(adapted) == 7
+    for name, _, _, parameters, _, ours, concatenated, published, *_ in adapted:
+        assert [name, parameters, ours, concatenated, published] in readme
+    backbones = rows_of(ROOT / "benchmarks/results/backbones.md")
+    assert len(backbones) > 40 and all(row in readme for row in backbones)
+
+
 def test_the_layer_in_a_model_of_ones_own():
     assert "mask_mIoU" in run("examples/add_layer.py")
+
+
+@pytest.mark.slow
+def test_the_layer_in_a_vision_transformer():
+    printed = run("examples/vision_transformer.py")
+    assert "mask_mIoU" in printed and "logits_loss" in printed
 
 
 def test_a_folder_with_faulty_masks_stops_before_training(tmp_path):
@@ -90,6 +113,74 @@ def test_a_folder_with_faulty_masks_stops_before_training(tmp_path):
     assert "2.png" in error and "99" in error
 
 
+def write_dataset(folder, layout):
+    """Four training and two validation pictures as a dataset unpacks."""
+    image_folder, mask_folder, endings, ids = {
+        "ade20k": ("images/{}", "annotations/{}", (".jpg", ".png"), (0, 150)),
+        "cityscapes": (
+            "leftImg8bit/{}/ulm",
+            "gtFine/{}/ulm",
+            ("_leftImg8bit.png", "_gtFine_labelIds.png"),
+            (7, 33),
+        ),
+        "pascal_voc": ("JPEGImages", "SegmentationClass", (".jpg", ".png"), (0, 20)),
+    }[layout]
+    names = {"ade20k": ("training", "validation")}.get(layout, ("train", "val"))
+    random = np.random.default_rng(0)
+    for split, count in zip(names, (4, 2), strict=True):
+        stems = [f"{split}_{i}" for i in range(count)]
+        for kind, ending in zip((image_folder, mask_folder), endings, strict=True):
+            (folder / kind.format(split)).mkdir(parents=True, exist_ok=True)
+            for stem in stems:
+                if kind == image_folder:
+                    pixels = random.integers(0, 256, (32, 48, 3), "uint8")
+                else:
+                    pixels = random.choice(np.array(ids, "uint8"), (32, 48))
+                path = folder / kind.format(split) / f"{stem}{ending}"
+                Image.fromarray(pixels).save(path)
+        if layout == "pascal_voc":
+            lists = folder / "ImageSets/Segmentation"
+            lists.mkdir(parents=True, exist_ok=True)
+            (lists / f"{split}.txt").write_text("\n".join(stems) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ade20k", "cityscapes", "pascal_voc"])
+def test_training_on_a_dataset_as_it_was_unpacked(tmp_path, layout):
+    write_dataset(tmp_path / layout, layout)
+    options = ("--epochs", 1, "--batch", 2, "--out", tmp_path / "out")
+    printed = run("examples/train.py", "--data", tmp_path / layout, *options)
+    assert "train: 4 images" in printed and "val: 2 images" in printed
+    assert "validation mIoU: 0." in printed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # tensorflow-datasets warns of its own
+def test_training_on_a_name_of_tensorflow_datasets(tmp_path, monkeypatch, capsys):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    import runpy
+
+    import tensorflow as tf
+
+    def pets(builder, split, **_):
+        count = 6 if split == "train" else 2
+        random = np.random.default_rng(0)
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "image": random.integers(0, 256, (count, 40, 30, 3), "uint8"),
+                "segmentation_mask": random.integers(1, 4, (count, 40, 30, 1), "uint8"),
+            }
+        )
+
+    options = ["--tfds", "oxford_iiit_pet", "--size", "32", "48", "--epochs", "1"]
+    options += ["--batch", "2", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    with tfds.testing.mock_data(as_dataset_fn=pets, data_dir=tmp_path):
+        runpy.run_path(str(ROOT / "examples/train.py"), run_name="__main__")
+    assert "validation mIoU: 0." in capsys.readouterr().out
+    assert (tmp_path / "out/model.keras").exists()
+
+
 def test_an_unknown_backbone_gets_a_sentence(tmp_path):
     folder = write_folder(tmp_path / "data")
     options = ("--classes", 8, "--backbone", "ResNet9")
@@ -98,8 +189,10 @@ def test_an_unknown_backbone_gets_a_sentence(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("library", ["applications", "keras_hub", "keras_cv"])
-def test_backbones_of_three_libraries(tmp_path, library):
+@pytest.mark.parametrize(
+    "library", ["applications", "keras_segadapter", "keras_hub", "keras_cv"]
+)
+def test_backbones_of_each_library(tmp_path, library):
     import json
 
     import test_stages
@@ -114,12 +207,13 @@ def test_backbones_of_three_libraries(tmp_path, library):
             json.dumps({**config, "weights": None})
         )
     name = f"{library}:{tmp_path / 'preset'}"
+    plain = {"applications": "MobileNetV3Small", "keras_segadapter": "MiTB0"}
     folder = write_folder(tmp_path / "data")
     options = ("--classes", 8, "--epochs", 1, "--jit", "off", "--weights", "none")
     printed = run(
         "examples/train.py",
         *("--data", folder, "--out", tmp_path / "out", *options),
-        *("--backbone", "MobileNetV3Small" if library == "applications" else name),
+        *("--backbone", plain.get(library, name)),
     )
     assert "validation mIoU" in printed
     assert (tmp_path / "out/model.keras").exists()

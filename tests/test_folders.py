@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_segadapter as ksa
 from keras_segadapter.data import FolderDataset, check_folder, make_scenes
+from keras_segadapter.training.epochs import count_epochs
 
 
 def write(path, array, mode=None, **kwargs):
@@ -76,7 +78,7 @@ def fit(data, epochs, model=None, callbacks=(), **kwargs):
         model = tiny_model()
         compile_to_show_targets(model)
     order = Order()
-    callbacks = [order, *callbacks]
+    callbacks = [count_epochs(data), order, *callbacks]  # as Segmenter.fit does
     model.fit(
         data, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks, **kwargs
     )
@@ -202,7 +204,7 @@ def spoil_stem(folder):
         (spoil_nothing_there, "folder .*nowhere does not exist .* Pass the path"),
         (spoil_file_as_folder, "folder .*000.png does not exist or is not a folder"),
         (spoil_subfolder, "folder .*masks does not exist. Put the masks there"),
-        (spoil_empty, "folder .*images holds no jpg, jpeg or png files. Put"),
+        (spoil_empty, "folder .*images holds no images. Put the images there"),
         (spoil_mask_pair, r"image .*001.png has no mask .*\(1 such .* Add the mask"),
         (spoil_image_pair, r"mask .*001.png has no image .*\(1 such .* Add the image"),
         (spoil_stem, "files .*001.JPG and .*001.png have the same name .* Rename"),
@@ -470,24 +472,34 @@ def test_order_that_fit_sees_after_compiling_again(tmp_path):
 
 
 def test_fit_goes_on_from_a_set_epoch(tmp_path):
-    numbered(tmp_path, 5)
-    data = FolderDataset(tmp_path, 5, batch_size=1, shuffle=True)
+    data = FolderDataset(numbered(tmp_path, 5), 5, batch_size=1, shuffle=True)
     data.epoch = 4
     assert fit(data, 2) == expected(0, [4, 5], 5)
-    resume = keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: setattr(data, "epoch", 9)
-    )
-    assert fit(data, 2, callbacks=[resume]) == expected(0, [9, 10], 5)
+    assert fit(data, 3, initial_epoch=2) == expected(0, [6], 5)
+    assert fit(data, 10, initial_epoch=9) == expected(0, [9], 5)
 
 
-def test_epochs_of_fewer_steps_share_a_pass(tmp_path):
-    data = FolderDataset(numbered(tmp_path, 4), 4, batch_size=1, shuffle=True)
+def test_another_models_fit_counts_too(tmp_path):
+    data = FolderDataset(numbered(tmp_path, 5), 5, batch_size=1, shuffle=True)
     model = tiny_model()
     compile_to_show_targets(model)
-    model.fit(data, epochs=1, steps_per_epoch=1, shuffle=False, verbose=0)
-    assert data.epoch == 0
-    model.fit(data, epochs=2, steps_per_epoch=2, shuffle=False, verbose=0)
-    assert data.epoch == 1
+    model.fit(data, shuffle=False, verbose=0)
+    before = data.epoch
+    model.fit(data, epochs=2, shuffle=False, verbose=0)
+    assert data.epoch == before + 3  # and once before the first
+
+
+def test_a_segmenter_tells_its_data_the_epoch(tmp_path, tiny_backbone):
+    data = FolderDataset(numbered(tmp_path, 2), 2, batch_size=2, image_size=(16, 16))
+    model = ksa.build_segmenter(tiny_backbone(), 2)
+    model.compile()
+    seen = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: seen.epochs.append((epoch, data.epoch))
+    )
+    seen.epochs = []
+    model.fit(data, epochs=2, verbose=0, callbacks=seen)
+    model.fit(data, epochs=6, initial_epoch=5, verbose=0, callbacks=[seen])
+    assert seen.epochs == [(0, 0), (1, 1), (5, 5)]
 
 
 def test_validation_leaves_the_order_alone(tmp_path):

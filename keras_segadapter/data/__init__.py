@@ -1,6 +1,28 @@
-"""Pictures to learn from: drawn scenes, and folders of images and masks."""
+"""Pictures to learn from: drawn scenes, folders and tensorflow-datasets."""
 
-from keras_segadapter.data.folders import FolderDataset, check_folder
+from keras_segadapter.data.folders import FolderDataset, check_folder, open_folder
+from keras_segadapter.data.labels import (
+    ADE20K,
+    CITYSCAPES,
+    COCO_STUFF,
+    OXFORD_PETS,
+    PASCAL_VOC,
+    Labels,
+)
 from keras_segadapter.data.scenes import SCENE_CLASSES, make_scenes
+from keras_segadapter.data.tfds import open_tfds
 
-__all__ = ["SCENE_CLASSES", "FolderDataset", "check_folder", "make_scenes"]
+__all__ = [
+    "ADE20K",
+    "CITYSCAPES",
+    "COCO_STUFF",
+    "OXFORD_PETS",
+    "PASCAL_VOC",
+    "SCENE_CLASSES",
+    "FolderDataset",
+    "Labels",
+    "check_folder",
+    "make_scenes",
+    "open_folder",
+    "open_tfds",
+]

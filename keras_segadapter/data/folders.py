@@ -1,49 +1,50 @@
 """Images and masks read from a folder on disk."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
-from PIL import Image, ImageOps
 
-from keras_segadapter.checks import (
-    check_integer,
-    check_num_classes,
-    check_size,
-    ignored_ids,
-)
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
-BLACK_AND_WHITE = (
-    "This looks like a black and white picture: write the masks anew with 1 in place "
-    "of 255."
+from keras_segadapter.checks import check_integer, check_size
+from keras_segadapter.data.label_table import BLACK_AND_WHITE, LabelTable
+from keras_segadapter.data.layouts import find_pairs
+from keras_segadapter.data.picture_files import (
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
 )
 
 
 class FolderDataset(keras.utils.PyDataset):
-    """Batches of images and masks from a folder.
+    """Batches of images and masks from a folder, or from lists of files.
 
     The folder holds `images/` and `masks/` with jpg, jpeg or png files; an image
     and its mask have the same name up to the suffix. A mask is a grey or palette
-    picture whose values are class ids.
+    picture whose values are class ids. `open_folder` opens the layouts of known
+    datasets.
 
-    The order of the files depends on `seed` and `epoch` only. `epoch` counts the
-    passes over the dataset: a pass that `fit` completes adds one. Set it to go on
-    with an interrupted training, `data.epoch = 7`, or in a training loop of your
-    own. `Segmenter.fit` keeps this order; for another model pass `shuffle=False` to
-    `fit`, or Keras mixes the batches itself, with Python's global random state.
+    The order of the files depends on `seed` and `epoch` only. `Segmenter.fit` sets
+    `epoch`: it goes on from an earlier `fit`, or from `initial_epoch`. In a training
+    loop of your own set it before each pass. Another model's `fit` adds one after
+    each pass, and before its first; pass `shuffle=False` there, or Keras mixes the
+    batches itself, with Python's global random state.
 
     Args:
-        folder: Path of the folder.
-        num_classes: Number of classes, 2 or more; the ids are
-            `0..num_classes - 1`.
+        folder: Path of the folder, or a pair `(image_paths, mask_paths)`, two lists
+            of files in the same order.
+        num_classes: Number of classes, 2 or more, if masks hold the ids
+            `0..num_classes - 1`; else leave it out and pass `labels`.
         batch_size: Number of images in a batch. The last batch may be smaller.
         image_size: `(height, width)` to resize to, images smoothly and masks by
             the nearest pixel. By default files keep their size, which must then be
             the same within a batch.
         ignore_class: Id, or list of ids, that masks may hold besides the classes;
             `None` for none.
+        labels: `Labels`, which name the classes and may map the ids in the masks to
+            them.
         shuffle: Whether to give each epoch an order of its own.
         seed: Non-negative integer that picks these orders.
         threads: Number of threads that read the files of a batch. The order does
@@ -51,10 +52,12 @@ class FolderDataset(keras.utils.PyDataset):
 
     Attributes:
         epoch: Number of the current pass, from 0.
-        image_paths: Sorted list of the image files.
+        image_paths: List of the image files; of a folder, sorted.
         mask_paths: List of the mask files, in the order of the images.
-        num_classes: As passed.
+        num_classes: Number of classes.
         ignore_class: As passed.
+        class_names: Tuple of the names in `labels`, or `None`.
+        colors: RGB colors in `labels`, uint8 of shape `(num_classes, 3)`, or `None`.
 
     Returns:
         A `keras.utils.PyDataset` of batches `(images, masks)`: RGB images, uint8 of
@@ -62,7 +65,8 @@ class FolderDataset(keras.utils.PyDataset):
         `(batch, height, width)`, uint8, or int32 if an id can exceed 255.
 
     Raises:
-        TypeError: If `ignore_class` is neither None, an integer nor a list of them.
+        TypeError: If `ignore_class` is neither None, an integer nor a list of them,
+            or `labels` are no `Labels`.
         ValueError: If the folder is not as described, an argument is not what is
             asked for above, or, when a batch is made, one of its files is faulty.
 
@@ -88,11 +92,12 @@ class FolderDataset(keras.utils.PyDataset):
     def __init__(
         self,
         folder,
-        num_classes,
+        num_classes=None,
         *,
         batch_size=8,
         image_size=None,
         ignore_class=255,
+        labels=None,
         shuffle=False,
         seed=0,
         threads=4,
@@ -101,15 +106,15 @@ class FolderDataset(keras.utils.PyDataset):
         # build the model and hands them out in the first epoch in place of others.
         # Our threads work inside of a batch and cannot change the order.
         super().__init__()
-        check_num_classes(num_classes)
-        self._ignored = ignored_ids(ignore_class)
+        self._table = LabelTable(num_classes, labels, ignore_class)
         check_integer("batch_size", batch_size, 1)
         check_integer("seed", seed, 0)
         check_integer("threads", threads, 1)
         if image_size is not None:
             image_size = check_size("image_size", image_size)
-        self.image_paths, self.mask_paths = _find_pairs(folder)
-        self.num_classes = num_classes
+        self.image_paths, self.mask_paths = _paths(folder)
+        self.num_classes = self._table.num_classes
+        self.class_names, self.colors = self._table.class_names, self._table.colors
         self.batch_size = batch_size
         self.image_size = image_size
         self.ignore_class = ignore_class
@@ -117,11 +122,6 @@ class FolderDataset(keras.utils.PyDataset):
         self.seed = seed
         self.threads = threads
         self.epoch = 0
-        self._in_pass = False
-        self._before_fit = True
-        # One type for all batches, whichever ids they happen to hold.
-        largest = max(num_classes - 1, *self._ignored, 0)
-        self._mask_dtype = "uint8" if largest < 256 else "int32"
 
     @property
     def epoch(self):
@@ -131,7 +131,6 @@ class FolderDataset(keras.utils.PyDataset):
     def epoch(self, value):
         check_integer("epoch", value, 0)
         self._epoch = value
-        self._batches_read = set()
 
     def __len__(self):
         return -(-len(self.image_paths) // self.batch_size)  # rounded up
@@ -143,8 +142,6 @@ class FolderDataset(keras.utils.PyDataset):
                 f"Batch {index} was asked for, but the dataset has the batches 0 "
                 f"to {len(self) - 1}. Ask for one of these."
             )
-        if self._in_pass:
-            self._batches_read.add(index)
         order = np.arange(len(self.image_paths))
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
@@ -160,46 +157,42 @@ class FolderDataset(keras.utils.PyDataset):
                     f"{self.image_paths[i]} has {image.shape[:2]}. Pass "
                     "`image_size=(height, width)` to resize them."
                 )
-        return np.stack(images), np.stack(masks).astype(self._mask_dtype)
-
-    def on_epoch_begin(self):
-        """Note that Keras starts a pass."""
-        self._in_pass = True
+        return np.stack(images), np.stack(masks).astype(self._table.dtype)
 
     def on_epoch_end(self):
-        """Count the pass that ends here, if it was a whole one."""
-        # `fit` and `evaluate` also call this before their first epoch, at times
-        # after a batch was read to build the model. That must not count, or the
-        # first epoch would be number 1.
-        if self._before_fit:
-            self._batches_read.clear()
-        elif len(self._batches_read) == len(self):
-            self._epoch += 1
-            self._batches_read.clear()
-        self._in_pass = self._before_fit = False
+        """Go on to the next order; Keras calls this after a pass."""
+        self.epoch += 1
 
     def _read(self, i):
-        image, mask = _read_pair(
-            self.image_paths[i], self.mask_paths[i], self.num_classes, self._ignored
-        )
-        if self.image_size is not None:
-            image = _resize(image, self.image_size, Image.Resampling.BILINEAR)
-            mask = _resize(mask, self.image_size, Image.Resampling.NEAREST)
-        return image, mask
+        image, mask = self._read_whole(i)
+        if self.image_size is None:
+            return image, mask
+        return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
+
+    def _read_whole(self, i):
+        """Return image i (H, W, 3) and its classes (H, W), both checked."""
+        image, mask = read_image(self.image_paths[i]), read_mask(self.mask_paths[i])
+        if image.shape[:2] != mask.shape:
+            raise ValueError(
+                f"The image {self.image_paths[i]} has the size {image.shape[:2]} "
+                f"(height, width), but its mask {self.mask_paths[i]} has {mask.shape}. "
+                "Make their sizes equal."
+            )
+        return image, self._table.look_up(mask, self.mask_paths[i])
 
 
-def check_folder(folder, num_classes, ignore_class=255):
+def check_folder(folder, num_classes=None, ignore_class=255):
     """Read every image and mask of a folder and stop at the first fault.
 
     Call it once before a training, which would else stop at a faulty file much
     later or, worse, learn from a wrong mask.
 
     Args:
-        folder: Path of a folder with `images/` and `masks/`, as for
-            `FolderDataset`.
-        num_classes: Number of classes, 2 or more.
+        folder: Path of a folder with `images/` and `masks/`, or a `FolderDataset`,
+            whose own classes count then.
+        num_classes: Number of classes, 2 or more; not for a `FolderDataset`.
         ignore_class: Id, or list of ids, that masks may hold besides the classes;
-            `None` for none.
+            `None` for none. A `FolderDataset` has its own.
 
     Returns:
         A dictionary: `"images"`, the number of images; `"pixels"`, the number of
@@ -210,8 +203,8 @@ def check_folder(folder, num_classes, ignore_class=255):
     Raises:
         TypeError: If `ignore_class` is neither None, an integer nor a list of them.
         ValueError: If the folder is not as described, a file cannot be read, an
-            image and its mask differ in size, or a mask holds something else than
-            the ids of classes and ignored ids.
+            image and its mask differ in size, or a mask holds an id that has no
+            class and is not ignored.
 
     Example:
 
@@ -230,152 +223,116 @@ def check_folder(folder, num_classes, ignore_class=255):
     print(report["images"], report["sizes"])  # 5 [(96, 96)]
     ```
     """
-    check_num_classes(num_classes)
-    ignored = ignored_ids(ignore_class)
-    image_paths, mask_paths = _find_pairs(folder)
+    data = folder
+    if not isinstance(data, FolderDataset):
+        data = FolderDataset(folder, num_classes, ignore_class=ignore_class)
+    elif num_classes is not None:
+        raise ValueError(
+            f"The dataset knows its {data.num_classes} classes. Leave `num_classes` "
+            f"out. Received: num_classes={num_classes}"
+        )
 
-    def count(image_path, mask_path):
-        _, mask = _read_pair(image_path, mask_path, num_classes, ignored)
+    def count(i):
+        _, mask = data._read_whole(i)
         return mask.shape, *np.unique(mask, return_counts=True)
 
     sizes, pixels = set(), {}
-    with ThreadPoolExecutor(4) as pool:
-        for size, ids, counts in pool.map(count, image_paths, mask_paths):
+    with ThreadPoolExecutor(data.threads) as pool:
+        for size, ids, counts in pool.map(count, range(len(data.image_paths))):
             sizes.add(size)
             for id_, number in zip(ids.tolist(), counts.tolist(), strict=True):
                 pixels[id_] = pixels.get(id_, 0) + number
-    if set(pixels) == {0, 255} and 255 in ignored:
+    ignored, mapped = data._table.ignored, data._table.label_map is not None
+    if set(pixels) == {0, 255} and 255 in ignored and not mapped:
         raise ValueError(
-            f"The masks in {mask_paths[0].parent} hold only the ids 0 and 255, and "
-            "255 is ignored, so nothing but class 0 would be learned. "
+            f"The masks in {data.mask_paths[0].parent} hold only the ids 0 and 255, "
+            "and 255 is ignored, so nothing but class 0 would be learned. "
             + BLACK_AND_WHITE
         )
-    classes = [0 if i in ignored else pixels.get(i, 0) for i in range(num_classes)]
+    classes = range(data.num_classes)
+    classes = [0 if i in ignored else pixels.get(i, 0) for i in classes]
     return {
-        "images": len(image_paths),
+        "images": len(data.image_paths),
         "pixels": np.array(classes, "int64"),
         "ignored": sum(pixels.get(i, 0) for i in set(ignored)),
         "sizes": sorted(sizes),
     }
 
 
-def _find_pairs(folder):
-    """Return the image paths, sorted, and the mask path of each."""
-    folder = Path(folder)
-    if not folder.is_dir():
+def open_folder(folder, split="train", *, layout=None, labels=None, **options):
+    """Open one split of a dataset as it was unpacked.
+
+    | layout | images | masks |
+    |---|---|---|
+    | `"ade20k"` | `images/training/*.jpg` | `annotations/training/*.png` |
+    | `"cityscapes"` | `leftImg8bit/train/CITY/*_leftImg8bit.png` | \
+`gtFine/train/CITY/*_gtFine_labelIds.png` |
+    | `"coco_stuff"` | `images/train2017/*.jpg` | `annotations/train2017/*.png` |
+    | `"pascal_voc"` | `JPEGImages/*.jpg` | `SegmentationClass/*.png` |
+    | `"plain_splits"` | `train/images/*` | `train/masks/*` |
+    | `"plain"` | `images/*` | `masks/*` |
+
+    COCO-Stuff's `stuffthingmaps` are put into `annotations/`, one folder a split.
+    Pascal VOC's splits are lists, `ImageSets/Segmentation/train.txt`. Masks of
+    Cityscapes and COCO-Stuff that hold classes already, `*_labelTrainIds.png`, are
+    taken where the original ones are missing.
+
+    Args:
+        folder: Path of the folder that holds these folders.
+        split: `"train"` or `"val"`; `None` for the layout `"plain"`, which has none.
+        layout: Name of the layout. By default the folder shows it.
+        labels: `Labels`, in place of those that belong to the layout.
+        **options: As for `FolderDataset`; the plain layouts need `num_classes` or
+            `labels`.
+
+    Returns:
+        A `FolderDataset`.
+
+    Raises:
+        TypeError: As `FolderDataset`.
+        ValueError: As `FolderDataset`; also if the folder has not the layout, or an
+            image or a mask is missing.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+    import numpy as np
+    from PIL import Image
+    from keras_segadapter.data import check_folder, open_folder
+
+    for kind in ("images", "annotations"):
+        Path(f"ade/{kind}/training").mkdir(parents=True, exist_ok=True)
+    ids = np.array([[0, 1], [1, 150]], "uint8")  # other, wall, wall, flag
+    Image.new("RGB", (2, 2)).save("ade/images/training/a.jpg")
+    Image.fromarray(ids).save("ade/annotations/training/a.png")
+
+    data = open_folder("ade", "train", batch_size=1)
+    print(data.num_classes, data.class_names[149], data[0][1][0].tolist())
+    # 150 flag [[255, 0], [0, 149]]
+    print(check_folder(data)["ignored"])  # 1
+    ```
+    """
+    images, masks, known = find_pairs(folder, split, layout)
+    if labels is None:
+        labels = known
+    return FolderDataset((images, masks), labels=labels, **options)
+
+
+def _paths(source):
+    """Return the lists of image files and mask files."""
+    if isinstance(source, (str, os.PathLike)):
+        images, masks, _ = find_pairs(source, None, "plain")
+        return images, masks
+    if not isinstance(source, (tuple, list)) or len(source) != 2:
         raise ValueError(
-            f"The folder {folder} does not exist or is not a folder. Pass the path "
-            "of a folder that holds the folders images and masks."
+            "`folder` must be a path or a pair (image_paths, mask_paths). Received: "
+            f"folder={source!r}"
         )
-    images, masks = _find_files(folder / "images"), _find_files(folder / "masks")
-    for lonely, other in ((images, masks), (masks, images)):
-        missing = sorted(lonely[stem] for stem in lonely.keys() - other.keys())
-        if missing:
-            kind, wanted = ("image", "mask") if lonely is images else ("mask", "image")
-            raise ValueError(
-                f"The {kind} {missing[0]} has no {wanted} of the same name in "
-                f"{folder / wanted}s ({len(missing)} such files in all). Add the "
-                f"{wanted} or remove the {kind}."
-            )
-    image_paths = sorted(images.values())
-    return image_paths, [masks[path.stem] for path in image_paths]
-
-
-def _find_files(folder):
-    """Return the picture files in a folder by stem."""
-    if not folder.is_dir():
+    images, masks = ([Path(path) for path in paths] for paths in source)
+    if not images or len(images) != len(masks):
         raise ValueError(
-            f"The folder {folder} does not exist. Put the {folder.name} there, as "
-            "jpg, jpeg or png files."
+            "A pair of lists must name at least one image and a mask for each. "
+            f"Received: {len(images)} images and {len(masks)} masks"
         )
-    files = {}
-    for path in sorted(folder.iterdir()):
-        # Some systems write hidden companions of the files, such as `._a.jpg`.
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise ValueError(
-                f"The files {files[path.stem]} and {path} have the same name up to "
-                "the suffix, so images and masks cannot be paired. Rename or remove "
-                "one of them."
-            )
-        files[path.stem] = path
-    if not files:
-        raise ValueError(
-            f"The folder {folder} holds no jpg, jpeg or png files. Put the "
-            f"{folder.name} there."
-        )
-    return files
-
-
-def _read_pair(image_path, mask_path, num_classes, ignored):
-    """Return an image (H, W, 3) and its mask (H, W), both checked."""
-    image, mask = _read_image(image_path), _read_mask(mask_path)
-    if image.shape[:2] != mask.shape:
-        raise ValueError(
-            f"The image {image_path} has the size {image.shape[:2]} (height, width), "
-            f"but its mask {mask_path} has {mask.shape}. Make their sizes equal."
-        )
-    if mask.max() < num_classes:  # ids are never negative
-        return image, mask
-    found = np.unique(mask).tolist()
-    wrong = [id_ for id_ in found if id_ >= num_classes and id_ not in ignored]
-    if wrong:
-        fix = "Correct the mask, `num_classes` or `ignore_class`."
-        raise ValueError(
-            f"The mask {mask_path} holds the ids {_listed(wrong)}, but only ids from "
-            f"0 to {num_classes - 1} and the ignored ids {ignored} are allowed. "
-            + (BLACK_AND_WHITE if set(found) <= {0, 255} else fix)
-        )
-    return image, mask
-
-
-def _listed(ids):
-    return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
-
-
-def _open(path, kind):
-    """Read a whole picture file, turned as its EXIF orientation says."""
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
-    except Exception as error:  # the decoders of Pillow raise all kinds of errors
-        raise ValueError(
-            f"The {kind} {path} cannot be read: {error}. Replace the file, or remove "
-            "it together with its partner."
-        ) from error
-
-
-def _read_image(path):
-    picture = _open(path, "image")
-    if picture.mode.startswith("I"):  # 16 bits: keep the upper ones
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype("uint8"))
-    if picture.mode == "P":
-        # Directly to RGB, Pillow would warn about transparent palette colors.
-        picture = picture.convert("RGBA")
-    return np.asarray(picture.convert("RGB"))  # (H, W, 3)
-
-
-def _read_mask(path):
-    picture = _open(path, "mask")
-    mask = np.asarray(picture)  # of a palette picture, the palette index
-    if picture.mode in ("RGB", "RGBA"):
-        if (mask[..., :1] != mask[..., 1:3]).any():
-            raise ValueError(
-                f"The mask {path} is a picture in colors (mode {picture.mode}), not "
-                "class ids. Convert its colors to ids and save them as a grey PNG."
-            )
-        mask = mask[..., 0]  # (H, W)
-    elif picture.mode == "LA":
-        mask = mask[..., 0]
-    elif picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
-        raise ValueError(
-            f"The mask {path} has the picture mode {picture.mode}, which holds no "
-            "class ids. Save the ids as a grey PNG."
-        )
-    return mask.astype("int32" if picture.mode.startswith("I") else "uint8")
-
-
-def _resize(array, size, resampling):
-    height, width = size
-    return np.asarray(Image.fromarray(array).resize((width, height), resampling))
+    return images, masks

@@ -1,0 +1,205 @@
+"""Classes of the usual datasets: names, colors and what the ids in masks mean.
+
+The facts are those of the datasets' own tools: ADE20K's objectInfo150.txt,
+cityscapesScripts' labels.py, the VOC development kit, COCO-Stuff's labels.txt.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from keras_segadapter.checks import check_integer, check_num_classes
+from keras_segadapter.pictures import palette
+
+VOID = 255
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labels:
+    """The classes of a dataset, and the way from the ids in its masks to them.
+
+    Those of known datasets are ready: `ADE20K`, `CITYSCAPES`, `COCO_STUFF`,
+    `OXFORD_PETS` and `PASCAL_VOC`.
+
+    Attributes:
+        class_names: Names of the classes `0..num_classes - 1`, 2 or more.
+        label_map: Dictionary from every id that a mask may hold to its class, or to
+            an ignored id such as 255; `None` if masks hold classes already.
+        colors: RGB colors for pictures, uint8 of shape `(num_classes, 3)`. By
+            default those of `pictures.palette`, or `None` with more than 256
+            classes.
+        num_classes: Number of classes.
+
+    Raises:
+        TypeError: If `class_names` is not a list, or `label_map` not a dictionary.
+        ValueError: If there are fewer than 2 names, an id is not a non-negative
+            integer, or there is not one color a class.
+
+    Example:
+
+    ```python
+    from keras_segadapter.data import CITYSCAPES, Labels
+
+    print(CITYSCAPES.class_names[:2], CITYSCAPES.colors[0])
+    # ('road', 'sidewalk') [128  64 128]
+    road = Labels(["other", "road"], label_map={0: 255, 1: 0, 2: 1, 3: 1})
+    print(road.num_classes)  # 2
+    ```
+    """
+
+    class_names: tuple
+    label_map: dict | None = None
+    colors: np.ndarray | None = None
+
+    def __post_init__(self):
+        names = self.class_names
+        if not isinstance(names, (list, tuple)):
+            raise TypeError(
+                "`class_names` must be a list of names, one a class. Received: "
+                f"class_names={names!r}"
+            )
+        check_num_classes(len(names))
+        if self.label_map is not None and not isinstance(self.label_map, dict):
+            raise TypeError(
+                "`label_map` must be a dictionary from ids to classes, or None. "
+                f"Received: label_map={self.label_map!r}"
+            )
+        for id_ in self.label_map or ():
+            check_integer("id in label_map", id_, 0)
+        colors = self.colors
+        if colors is None and len(names) <= 256:
+            colors = palette(len(names))
+        if colors is not None:
+            colors = np.asarray(colors, "uint8")
+            if colors.shape != (len(names), 3):
+                raise ValueError(
+                    f"`colors` must hold an RGB color for each of the {len(names)} "
+                    f"classes. Received: colors of shape {colors.shape}"
+                )
+        object.__setattr__(self, "class_names", tuple(names))
+        object.__setattr__(self, "colors", colors)
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+
+def _names(text):
+    return tuple(" ".join(text.split()).split(", "))
+
+
+def _classes_at(ids):
+    """Map the ids, in this order, to the classes 0, 1, 2, ..."""
+    return {id_: class_ for class_, id_ in enumerate(ids)}
+
+
+def _voc_colors(count):
+    """Colors of Pascal VOC: the bits of an id, dealt out to R, G and B in turn.
+
+    The lowest three bits become the highest bit of the three channels.
+    """
+    ids, channels = np.arange(count)[:, None], np.arange(3)
+    bits = [(ids >> (channels + 3 * turn)) & 1 for turn in range(8)]  # each (K, 3)
+    return sum(bit << (7 - turn) for turn, bit in enumerate(bits))
+
+
+ADE20K = Labels(
+    # The first of the names that objectInfo150.txt gives to a class.
+    _names(
+        """wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass,
+        cabinet, sidewalk, person, earth, door, table, mountain, plant, curtain, chair,
+        car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
+        seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box,
+        column, signboard, chest of drawers, counter, sand, sink, skyscraper,
+        fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table,
+        pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table,
+        toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island,
+        computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light,
+        truck, tower, chandelier, awning, streetlight, booth, television, airplane,
+        dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet,
+        poster, stage, van, ship, fountain, conveyer belt, canopy, washer, plaything,
+        swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle,
+        oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle,
+        lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
+        traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor,
+        bulletin board, shower, radiator, glass, clock, flag"""
+    ),
+    # 0 stands for everything else.
+    {0: VOID} | _classes_at(range(1, 151)),
+)
+
+CITYSCAPES = Labels(
+    _names(
+        """road, sidewalk, building, wall, fence, pole, traffic light, traffic sign,
+        vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle,
+        bicycle"""
+    ),
+    # 34 ids, of which the benchmark counts 19.
+    dict.fromkeys(range(34), VOID)
+    | _classes_at([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]),
+    [
+        (128, 64, 128),
+        (244, 35, 232),
+        (70, 70, 70),
+        (102, 102, 156),
+        (190, 153, 153),
+        (153, 153, 153),
+        (250, 170, 30),
+        (220, 220, 0),
+        (107, 142, 35),
+        (152, 251, 152),
+        (70, 130, 180),
+        (220, 20, 60),
+        (255, 0, 0),
+        (0, 0, 142),
+        (0, 0, 70),
+        (0, 60, 100),
+        (0, 80, 100),
+        (0, 0, 230),
+        (119, 11, 32),
+    ],
+)
+
+# Named in COCO's plans but never drawn: street sign, hat, shoe, eye glasses, plate,
+# mirror, window, desk, door, blender, hair brush.
+_COCO_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+
+COCO_STUFF = Labels(
+    _names(
+        """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat,
+        traffic light, fire hydrant, stop sign, parking meter, bench, bird, cat, dog,
+        horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag,
+        tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
+        baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup,
+        fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,
+        hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table,
+        toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven,
+        toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
+        hair drier, toothbrush, banner, blanket, branch, bridge, building-other, bush,
+        cabinet, cage, cardboard, carpet, ceiling-other, ceiling-tile, cloth, clothes,
+        clouds, counter, cupboard, curtain, desk-stuff, dirt, door-stuff, fence,
+        floor-marble, floor-other, floor-stone, floor-tile, floor-wood, flower, fog,
+        food-other, fruit, furniture-other, grass, gravel, ground-other, hill, house,
+        leaves, light, mat, metal, mirror-stuff, moss, mountain, mud, napkin, net,
+        paper, pavement, pillow, plant-other, plastic, platform, playingfield, railing,
+        railroad, river, road, rock, roof, rug, salad, sand, sea, shelf, sky-other,
+        skyscraper, snow, solid-other, stairs, stone, straw, structural-other, table,
+        tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete,
+        wall-other, wall-panel, wall-stone, wall-tile, wall-wood, water-other,
+        waterdrops, window-blind, window-other, wood"""
+    ),
+    # Ids of stuffthingmaps, one less than in labels.txt.
+    {VOID: VOID} | _classes_at(i for i in range(182) if i not in _COCO_UNUSED),
+)
+
+PASCAL_VOC = Labels(
+    _names(
+        """background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair,
+        cow, diningtable, dog, horse, motorbike, person, pottedplant, sheep, sofa,
+        train, tvmonitor"""
+    ),
+    colors=_voc_colors(21),
+)
+
+# The trimaps number pet, background and the strip between them from 1.
+OXFORD_PETS = Labels(("pet", "background"), {1: 0, 2: 1, 3: VOID})
