@@ -116,24 +116,29 @@ class MeanIoU(keras.metrics.Metric):
             pixels that are right), and by class `IoU` and `Acc`, NaN for classes that
             do not occur.
         """
-        matrix = self.confusion_matrix().astype("float64")
-        hits, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-        with np.errstate(invalid="ignore"):
-            iou = hits / (true + predicted - hits)
-            acc = hits / true
-            overall = hits.sum() / matrix.sum()
-        return {
-            "mIoU": _mean(iou),
-            "mAcc": _mean(acc),
-            "aAcc": float(overall),
-            "IoU": iou,
-            "Acc": acc,
-        }
+        return figures(self.confusion_matrix())
 
     def get_config(self):
         config = super().get_config()
         config.update(num_classes=self.num_classes, ignore_class=self.ignore_class)
         return config
+
+
+def figures(confusion):
+    """What `MeanIoU.report` gives for counts `(K, K)`, rows the true classes."""
+    matrix = confusion.astype("float64")
+    hits, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    with np.errstate(invalid="ignore"):
+        iou = hits / (true + predicted - hits)
+        acc = hits / true
+        overall = hits.sum() / matrix.sum()
+    return {
+        "mIoU": _mean(iou),
+        "mAcc": _mean(acc),
+        "aAcc": float(overall),
+        "IoU": iou,
+        "Acc": acc,
+    }
 
 
 def _mean(values):

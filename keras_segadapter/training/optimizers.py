@@ -1,6 +1,7 @@
-"""AdamW as the method uses it."""
+"""AdamW as the method uses it, and one optimizer for groups of weights."""
 
 import keras
+from keras import ops
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -53,3 +54,69 @@ class AdamW(keras.optimizers.AdamW):
             vectors = [v for v in variables if len(v.shape) < 2]
             self.exclude_from_weight_decay(var_list=vectors)
         super().build(variables)
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class GroupedOptimizer(keras.optimizers.MultiOptimizer):
+    """A MultiOptimizer that knows a weight's group by its place among the weights.
+
+    Keras' own goes by the paths of the weights; these change when a model is made anew
+    from its config, as loading does. The order stays, and an optimizer's state is saved
+    in that order too.
+
+    Args:
+        optimizers: List of optimizers, one a group.
+        groups: For each trainable weight of the model, in order, the index of its
+            optimizer.
+        name: Name of the optimizer.
+
+    Raises:
+        ValueError: If the model has other trainable weights than those it was made for.
+
+    Example: see `paper_optimizer`.
+    """
+
+    def __init__(self, optimizers, groups, name="grouped_optimizer"):
+        super().__init__(self._optimizer_of, name=name)
+        self._by_group = list(optimizers)
+        self._groups = list(groups)
+        self._places = {}
+
+    def build(self, variables):
+        places = {id(v): place for place, v in enumerate(variables)}
+        if len(places) != len(self._groups) or (self.built and places != self._places):
+            raise ValueError(
+                f"This optimizer was made for {len(self._groups)} trainable weights, "
+                f"and the model has {len(places)}, or it is another model. Freeze "
+                "and unfreeze first, then call paper_optimizer and compile. Load a "
+                "file frozen after compile with load_model(..., compile=False)."
+            )
+        self._places = places
+        super().build(variables)
+
+    def _optimizer_of(self, variable):
+        return self._by_group[self._groups[self._places[id(variable)]]]
+
+    def save_own_variables(self, store):
+        # The groups' optimizers save theirs; Keras' own would save all of them twice.
+        store["iterations"] = ops.convert_to_numpy(self.iterations)
+
+    def load_own_variables(self, store):
+        self.iterations.assign(store["iterations"])
+
+    def get_config(self):
+        return {
+            "optimizers": [
+                keras.optimizers.serialize(optimizer) for optimizer in self._by_group
+            ],
+            "groups": list(self._groups),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        revived = [
+            keras.optimizers.deserialize(optimizer, custom_objects)
+            for optimizer in config["optimizers"]
+        ]
+        return cls(revived, config["groups"], config["name"])

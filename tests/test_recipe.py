@@ -1,0 +1,492 @@
+"""The paper's optimizer: who learns at which rate, and the same after loading."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_segadapter as ksa
+from keras_segadapter import WarmupPoly, paper_optimizer
+from keras_segadapter.backbones.mit import MixFFN
+from keras_segadapter.training.optimizers import GroupedOptimizer
+
+K = 3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (5, 32, 32, 3), "uint8")
+MASKS = RNG.integers(0, K, (5, 32, 32), "uint8")
+# A few steps: TensorFlow compiles for longer than those take, JAX runs for longer.
+EAGER = keras.backend.backend() != "jax"
+
+
+@keras.saving.register_keras_serializable("test_recipe")
+class Scale(keras.Layer):
+    """As ConvNeXt's LayerScale: a weight whose name another build does not have."""
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=input_shape[-1:], initializer="ones")
+
+    def call(self, inputs):
+        return inputs * self.gamma
+
+
+def mit():
+    """One block of MiT's kind a stage."""
+    inputs = x = keras.Input((None, None, 3))
+    for stage in (1, 2):
+        x = keras.layers.Conv2D(4, 3, 3 - stage + 2, name=f"stage{stage}_embed")(x)
+        y = keras.layers.LayerNormalization(name=f"stage{stage}_norm")(x)
+        x = x + MixFFN(ratio=1, name=f"stage{stage}_ffn")(y)
+    return keras.Model(inputs, x, name="mit")
+
+
+def convnext(depths):
+    """Stages of so many blocks, with layers named as in keras.applications."""
+    inputs = x = keras.Input((None, None, 3))
+    for stage, depth in enumerate(depths):
+        part = f"downsampling_block_{stage - 1}" if stage else "stem"
+        reduce = keras.layers.Conv2D(2, 2, 2)
+        x = keras.Sequential([reduce], name=f"next_{part}")(x)
+        for block in range(depth):
+            name = f"next_stage_{stage}_block_{block}"
+            y = keras.layers.Conv2D(2, 1, name=f"{name}_pointwise_conv")(x)
+            x = x + Scale(name=f"{name}_layer_scale")(y)
+    x = keras.layers.LayerNormalization(name="last_norm")(x)
+    return keras.Model(inputs, x, name="next")
+
+
+def segmenter(backbone):
+    # Without dropout: exactness is promised without.
+    head = ksa.MLPHead(K, channels=2, dropout=0.0, name="head")
+    return ksa.build_segmenter(backbone, K, head=head)
+
+
+def array(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+def rates_and_decays(optimizer, model):
+    """What each weight's own group says, by the layer's name and the path."""
+    groups = optimizer.get_config()["groups"]
+    found = {}
+    for variable, group in zip(model.trainable_variables, groups, strict=True):
+        config = optimizer.get_config()["optimizers"][group]["config"]
+        rate = config["learning_rate"]["config"]["learning_rate"]
+        found[id(variable)] = rate, config["weight_decay"]
+    return {
+        f"{layer.name}: {v.path}": found.pop(id(v))
+        for layer in model.layers
+        for v in layer.trainable_variables
+    }
+
+
+# Contract
+
+
+def test_configs():
+    model = segmenter(mit())
+    optimizer = paper_optimizer(model, 9, warmup_steps=2, clipnorm=1.0, amsgrad=True)
+    assert isinstance(optimizer, keras.optimizers.MultiOptimizer)
+    config = optimizer.get_config()
+    optimizer.build(model.trainable_variables)
+    copy = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert isinstance(copy, GroupedOptimizer)
+    assert optimizer.get_config() == config == copy.get_config()
+    for group in config["optimizers"]:
+        group = group["config"]
+        assert (group["epsilon"], group["clipnorm"], group["amsgrad"]) == (
+            1e-8,
+            1,
+            True,
+        )
+        schedule = group["learning_rate"]["config"]
+        assert (schedule["steps"], schedule["warmup_steps"]) == (9, 2)
+    names = [group.name for group in optimizer.optimizers]
+    assert sorted(names) == sorted(
+        f"rate_x{factor}{ending}"
+        for factor in (1, 7, 10)
+        for ending in ("", "_no_decay")
+    )
+
+
+def prepared(kind):
+    """A compiled segmenter; equal calls give equal weights."""
+    keras.utils.set_random_seed(0)
+    if kind == "convnext":
+        model = segmenter(convnext((1, 1, 3, 1)))
+        options = dict(layer_decay=0.5, multipliers={"last_norm": 2.0})
+    else:
+        backbone = mit() if kind == "mit" else convnext((1, 1, 1, 1))
+        backbone.trainable = kind == "mit"
+        model, options = segmenter(backbone), {}
+    optimizer = paper_optimizer(model, 6, 1e-2, 0.1, warmup_steps=2, **options)
+    model.compile(optimizer, run_eagerly=EAGER)
+    return model
+
+
+def train(model, start, stop):
+    model.fit(
+        IMAGES[start:stop], MASKS[start:stop], batch_size=1, shuffle=False, verbose=0
+    )
+
+
+def test_loaded_it_goes_on_as_if_nothing_had_been(tmp_path):
+    through, stopped = prepared("convnext"), prepared("convnext")
+    train(through, 0, 2)
+    train(stopped, 0, 1)
+    stopped.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.optimizer.get_config() == stopped.optimizer.get_config()
+    store = {}
+    loaded.optimizer.save_own_variables(store)
+    assert len(store) == 1  # all else is saved by the groups
+    train(loaded, 1, 2)
+    assert int(loaded.optimizer.iterations) == 2
+    for one, other in zip(
+        through.trainable_variables, loaded.trainable_variables, strict=True
+    ):
+        np.testing.assert_allclose(array(one), array(other), rtol=1e-6, atol=1e-6)
+
+
+GROUPS = {"mit": 6, "convnext": 15, "frozen": 4}
+RESUME = """
+import sys
+folder, tests, *kinds = sys.argv[1:]
+sys.path.insert(0, tests)
+import keras, numpy as np
+import test_recipe
+for kind in kinds:
+    model = keras.models.load_model(f"{folder}/{kind}.keras")
+    test_recipe.train(model, 3, 5)
+    values = [test_recipe.array(v) for v in model.trainable_variables]
+    kept = test_recipe.rates_and_decays(model.optimizer, model)
+    groups = np.array(list(kept.values()), float)
+    np.savez(f"{folder}/{kind}.npz", *values, groups=groups)
+"""
+
+
+@pytest.mark.slow
+def test_resumed_in_a_fresh_process_it_ends_where_it_would_have(tmp_path):
+    through = {kind: prepared(kind) for kind in GROUPS}
+    for kind, model in through.items():
+        stopped = prepared(kind)
+        train(stopped, 0, 3)
+        stopped.save(tmp_path / f"{kind}.keras")
+        train(model, 0, 5)
+    command = [sys.executable, "-c", RESUME, tmp_path, Path(__file__).parent, *through]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    for kind, model in through.items():
+        resumed = dict(np.load(tmp_path / f"{kind}.npz"))
+        expected = np.array(
+            list(rates_and_decays(model.optimizer, model).values()), float
+        )
+        np.testing.assert_array_equal(resumed.pop("groups"), expected)
+        assert len(model.optimizer.optimizers) == GROUPS[kind]
+        for one, other in zip(resumed.values(), model.trainable_variables, strict=True):
+            np.testing.assert_allclose(one, array(other), rtol=1e-6, atol=1e-6)
+
+
+# Meaning
+
+
+def test_each_weight_has_its_role():
+    model = segmenter(mit())
+    optimizer = paper_optimizer(model, 9, 1.0, weight_decay=0.1, warmup_steps=0)
+    kept = rates_and_decays(optimizer, model)
+    assert len(kept) == len(model.trainable_variables)
+    expected = {}
+    for layer in model.layers:
+        role = {"ada": 7, "hea": 10}.get(layer.name[:3], 1)
+        for v in layer.trainable_variables:
+            position = "ffn" in layer.name and "depthwise" in v.path
+            decays = "kernel" in v.path or "projection" in v.path
+            key = f"{layer.name}: {v.path}"
+            expected[key] = role, 0.1 if decays and not position else None
+    assert kept == expected
+    assert {rate for rate, _ in kept.values()} == {1, 7, 10}
+    assert sum("ffn/depthwise" in key for key in kept) == 4  # two kernels, two biases
+
+
+def test_multipliers_stand_in_place_of_the_roles():
+    model = segmenter(mit())
+    own = {"/mu$": 0.5, "^head$": 3, r"stage1_.*/kernel": 2}
+    optimizer = paper_optimizer(model, 9, 1.0, 0, 4, 5, multipliers=own, warmup_steps=0)
+    for key, (rate, decay) in rates_and_decays(optimizer, model).items():
+        name = key.split(":")[0]
+        if key.endswith("/mu"):
+            expected = 0.5
+        elif name.startswith("stage1") and key.endswith("kernel"):
+            expected = 2
+        else:
+            expected = {"ada": 4, "hea": 3}.get(name[:3], 1)
+        assert (rate, decay) == (expected, None), key
+
+
+def test_nothing_of_a_frozen_backbone_is_in_a_group():
+    backbone = mit()
+    backbone.trainable = False
+    model = segmenter(backbone)
+    kept = rates_and_decays(paper_optimizer(model, 9, 1.0, warmup_steps=0), model)
+    assert len(kept) == len(model.trainable_variables) > 0
+    assert {rate for rate, _ in kept.values()} == {7, 10}
+
+
+def test_weights_of_a_layer_that_was_frozen_before_it_was_built():
+    # Keras counts them as the model's trainable ones, though not as the layer's.
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 4, 4)(inputs)
+    frozen = MixFFN(1, trainable=False, name="frozen")
+    model = segmenter(keras.Model(inputs, frozen(x)))
+    optimizer = paper_optimizer(model, 9, warmup_steps=0)
+    assert len(optimizer.get_config()["groups"]) == len(model.trainable_variables)
+    optimizer.build(model.trainable_variables)
+
+
+def check_stage_decay(model, deepest):
+    optimizer = paper_optimizer(
+        model, 9, 1.0, 0.05, 1, 1, warmup_steps=0, layer_decay=0.9
+    )
+    powers = {}
+    for key, (rate, decay) in rates_and_decays(optimizer, model).items():
+        part = key.split(":")[0].split("_block_")[0].removeprefix("convnext_tiny_")
+        powers.setdefault(part.removeprefix("next_"), set()).add(rate)
+        assert (decay == 0.05) == key.endswith(("kernel", "projection"))
+    for stage in range(4):
+        assert powers.pop(f"stage_{stage}") == {0.9 ** (deepest - stage - 1)}
+    assert powers.pop("stem") == powers.pop("downsampling") == {0.9**deepest}
+    assert "head" in powers and len(powers) > 4
+    assert set().union(*powers.values()) == {1.0}
+
+
+@pytest.mark.parametrize(("blocks", "deepest"), [(9, 7), (27, 13)])
+def test_stages_of_convnext(blocks, deepest):
+    check_stage_decay(segmenter(convnext((1, 1, blocks, 1))), deepest)
+
+
+@pytest.mark.slow
+def test_stages_of_convnext_tiny_itself():
+    check_stage_decay(ksa.AdaptConvNeXtTiny(K, head_channels=8), 7)
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 1e-6),
+        (750, 0.5 + 0.5e-6),
+        (1499, 1 - (1 - 1e-6) / 1500),
+        (1500, 1.0),
+        (80_750, 0.5),
+        (159_999, 1 / 158_500),
+        (160_000, 0.0),
+        (170_000, 0.0),
+    ],
+)
+def test_the_schedule_rises_and_falls(step, factor):
+    schedule = WarmupPoly(6e-5, 160_000)
+    for each in (schedule, WarmupPoly.from_config(schedule.get_config())):
+        np.testing.assert_allclose(array(each(step)), 6e-5 * factor, rtol=1e-5)
+
+
+def test_the_schedule_without_warmup():
+    schedule = WarmupPoly(2.0, 4, warmup_steps=0)
+    values = [float(array(schedule(step))) for step in range(5)]
+    assert values == pytest.approx([2, 1.5, 1, 0.5, 0])
+
+
+def large_gradients(variables):
+    """Nothing between -1e-3 and 1e-3."""
+    return [
+        (RNG.choice([-1, 1], v.shape) * RNG.uniform(1e-3, 0.1, v.shape)).astype("f4")
+        for v in variables
+    ]
+
+
+def test_twenty_steps_are_those_of_torch():
+    torch = pytest.importorskip("torch")
+    rate, decay, steps, warmup = 1e-3, 0.5, 25, 5
+    model = segmenter(mit())
+    optimizer = paper_optimizer(model, steps, rate, decay, warmup_steps=warmup)
+    variables = model.trainable_variables
+    optimizer.build(variables)
+    groups, weights = [], []
+    for layer in model.layers:
+        factor = {"ada": 7, "hea": 10}.get(layer.name[:3], 1)
+        for v in layer.trainable_variables:
+            plain = len(v.shape) > 1 and "ffn/depthwise" not in v.path
+            weight = torch.nn.Parameter(torch.tensor(array(v).copy(), device="cpu"))
+            group = dict(params=[weight], weight_decay=decay if plain else 0.0)
+            groups.append(dict(group, lr=factor * rate))
+            weights.append((weight, v))
+    reference = torch.optim.AdamW(groups, eps=1e-8)
+    highest = [group["lr"] for group in groups]
+    start = [array(v).copy() for v in variables]
+    order = [next(w for w, other in weights if other is v) for v in variables]
+    for step in range(20):
+        rise = 1e-6 + (1 - 1e-6) * step / warmup
+        factor = min(rise, (steps - step) / (steps - warmup))
+        for group, lr in zip(reference.param_groups, highest, strict=True):
+            group["lr"] = lr * factor
+        gradients = large_gradients(variables)
+        for weight, gradient in zip(order, gradients, strict=True):
+            weight.grad = torch.from_numpy(gradient)
+        reference.step()
+        tensors = [keras.ops.convert_to_tensor(g) for g in gradients]
+        optimizer.apply(tensors, variables)
+    for weight, v, before in zip(order, variables, start, strict=True):
+        expected = weight.detach().numpy()
+        assert np.abs(expected - before).max() > 1e-3
+        np.testing.assert_allclose(array(v), expected, atol=1e-5, err_msg=v.path)
+
+
+def first_steps(options, gradients):
+    """Weights of a segmenter after one gradient of each of the sizes given."""
+    keras.utils.set_random_seed(0)
+    model = segmenter(mit())
+    variables = model.trainable_variables
+    optimizer = paper_optimizer(model, 9, 1e-2, 0.1, warmup_steps=0, **options)
+    optimizer.build(variables)
+    before = [array(v).copy() for v in variables]
+    for gradient in gradients:
+        tensors = [keras.ops.full(v.shape, gradient) for v in variables]
+        optimizer.apply(tensors, variables)
+    return before, [array(v) for v in variables], optimizer, variables
+
+
+def test_gradients_are_accumulated_over_batches():
+    before, after, *_ = first_steps(dict(gradient_accumulation_steps=2), [0.1])
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    _, after, *_ = first_steps(dict(gradient_accumulation_steps=2), [0.1, 0.3])
+    # The schedule is a batch further: 8/9 of the rate.
+    keras.utils.set_random_seed(0)
+    model = segmenter(mit())
+    variables = model.trainable_variables
+    once = paper_optimizer(model, 9, 1e-2 * 8 / 9, 0.1, warmup_steps=0)
+    once.build(variables)
+    once.apply([keras.ops.full(v.shape, 0.2) for v in variables], variables)
+    for one, other in zip(after, variables, strict=True):
+        np.testing.assert_allclose(one, array(other), atol=1e-6)
+
+
+def test_each_group_is_clipped_by_its_own_norm():
+    # Adam's first step does not depend on the size of a gradient; its moments do.
+    _, _, optimizer, _ = first_steps(dict(global_clipnorm=1.0), [5.0])
+    for group in optimizer.optimizers:
+        momenta = [array(v) for v in group.variables if "momentum" in v.path]
+        norm = np.sqrt(sum(np.square(m).sum() for m in momenta)) / 0.1
+        assert norm == pytest.approx(1.0, rel=1e-4)
+    _, _, optimizer, _ = first_steps(dict(clipvalue=0.25), [5.0])
+    for group in optimizer.optimizers:
+        for v in group.variables:
+            if "momentum" in v.path:
+                np.testing.assert_allclose(array(v), 0.025, rtol=1e-5)
+
+
+def test_a_fit_with_accumulation_and_moving_averages():
+    model = segmenter(mit())
+    options = dict(gradient_accumulation_steps=2, use_ema=True, ema_momentum=0.5)
+    model.compile(
+        paper_optimizer(model, 9, 1e-2, warmup_steps=0, **options), run_eagerly=EAGER
+    )
+    before = [array(v).copy() for v in model.trainable_variables]
+    train(model, 0, 4)
+    assert int(model.optimizer.iterations) == 4
+    averages = [
+        array(v)
+        for group in model.optimizer.optimizers
+        for v in group.variables
+        if "average" in v.path
+    ]
+    after = [array(v) for v in model.trainable_variables]
+    # Keras puts the averages into the model when fit ends.
+    assert sorted(map(np.sum, after)) == pytest.approx(sorted(map(np.sum, averages)))
+    moved = [np.any(a != b) for a, b in zip(before, after, strict=True)]
+    assert all(moved)
+
+
+# Edges
+
+
+def test_it_works_under_a_loss_scale(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = prepared("frozen")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    train(model, 0, 1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.LossScaleOptimizer)
+    for one, other in zip(
+        model.optimizer.variables, loaded.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(array(one), array(other))
+
+
+def test_frozen_or_unfrozen_later_is_told():
+    backbone = mit()
+    model = segmenter(backbone)
+    backbone.trainable = False
+    optimizer = paper_optimizer(model, 9, warmup_steps=0)
+    model.compile(optimizer)
+    backbone.trainable = True
+    with pytest.raises(ValueError, match=r"made for \d+ trainable weights.*has \d+"):
+        model.compile(optimizer)
+    model.compile(paper_optimizer(model, 9, warmup_steps=0))
+    other = segmenter(mit())
+    with pytest.raises(ValueError, match="or it is another model"):
+        other.compile(model.optimizer)
+
+
+def test_what_has_nothing_to_train_is_told():
+    model = segmenter(mit())
+    model.trainable = False
+    with pytest.raises(ValueError, match="no trainable weights"):
+        paper_optimizer(model, 9, warmup_steps=0)
+
+
+def test_no_segmenter_and_unknown_options():
+    with pytest.raises(TypeError, match="must be a Segmenter"):
+        paper_optimizer(mit(), 9)
+    for option in ("momentum", "loss_scale_factor", "name"):
+        with pytest.raises(TypeError, match=rf"no argument \['{option}'\]"):
+            paper_optimizer(segmenter(mit()), 9, **{option: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (dict(steps=0), "`steps` must be an integer of at least 1"),
+        (dict(steps=1.5), "`steps` must be an integer of at least 1"),
+        (dict(steps=1000), "`warmup_steps` must be below `steps`.*a tenth"),
+        (dict(warmup_steps=9), "`warmup_steps` must be below `steps`"),
+        (dict(warmup_steps=-1), "`warmup_steps` must be an integer of at least 0"),
+        (dict(learning_rate=0.0), "`learning_rate` must be a number above 0"),
+        (dict(learning_rate=float("nan")), "`learning_rate` must be a number above 0"),
+        (dict(weight_decay=-0.1), "`weight_decay` must be a number of at least 0"),
+        (dict(adapter_multiplier=0), "`adapter_multiplier` must be a number above 0"),
+        (dict(head_multiplier=-1), "`head_multiplier` must be a number above 0"),
+        (
+            dict(multipliers={"mu": 0}),
+            r"`multipliers\['mu'\]` must be a number above 0",
+        ),
+        (dict(multipliers={"nu$": 1}), r"'nu\$' of `multipliers` fits no layer"),
+        (dict(multipliers={"(": 1}), "must be regular expressions.*'\\('"),
+        (dict(multipliers={3: 1}), "must be regular expressions. Received: 3"),
+        (dict(multipliers={"mu": 1, "adap": 2}), "Two patterns .*'mu' and 'adap'"),
+        (dict(layer_decay=0.9), "is for a ConvNeXt.*'mit' has no such layers"),
+        (dict(layer_decay=True), r"`layer_decay` must be in \(0, 1\)"),
+        (dict(weight_decay=None), "`weight_decay` must be .*weight_decay=None"),
+        (dict(learning_rate=WarmupPoly(1.0, 9, 0)), "`learning_rate` must be a number"),
+    ],
+)
+def test_bad_arguments(arguments, sentence):
+    arguments = dict(steps=9, warmup_steps=2) | arguments
+    if arguments["steps"] == 1000:
+        del arguments["warmup_steps"]
+    with pytest.raises(ValueError, match=sentence):
+        paper_optimizer(segmenter(mit()), **arguments)
