@@ -53,20 +53,22 @@ def palette(num_classes):
     return np.round(np.array(colors) * 255).astype("uint8")
 
 
-def colorize(labels, num_classes=None):
-    """Paint class ids in the colors of `palette`.
+def colorize(labels, num_classes=None, colors=None):
+    """Paint class ids in the colors of `palette`, or of a dataset.
 
     Args:
         labels: Integer class ids of shape `(height, width)`.
         num_classes: Number of classes with a color; all other ids are black.
             By default every id but 255, the usual id of void pixels, has one.
+        colors: RGB colors, uint8 of shape `(num_classes, 3)`, in place of those of
+            `palette`: a dataset's `.colors`.
 
     Returns:
         An RGB image, uint8 of shape `(height, width, 3)`.
 
     Raises:
-        ValueError: If `labels` is not a 2D array of integers, or `num_classes` is
-            not an integer from 1 to 256.
+        ValueError: If `labels` is not a 2D array of integers, `num_classes` is not
+            an integer from 1 to 256, or `colors` are not as described.
 
     Example:
 
@@ -79,12 +81,14 @@ def colorize(labels, num_classes=None):
     ```
     """
     labels = _labels(labels)
-    colors = palette(255 if num_classes is None else num_classes)
+    if colors is None:
+        colors = palette(255 if num_classes is None else num_classes)
+    colors = _checked_colors(colors)
     known = (labels >= 0) & (labels < len(colors))
     return np.where(known[..., None], colors[np.where(known, labels, 0)], np.uint8(0))
 
 
-def overlay(image, labels, alpha=0.5):
+def overlay(image, labels, alpha=0.5, colors=None):
     """Lay the colors of class ids over an image.
 
     Pixels with the id 255, the usual id of void pixels, show the image itself.
@@ -93,13 +97,14 @@ def overlay(image, labels, alpha=0.5):
         image: RGB image, uint8 of shape `(height, width, 3)`.
         labels: Integer class ids of shape `(height, width)`.
         alpha: Weight of the colors, from 0 (only the image) to 1 (only colors).
+        colors: As for `colorize`.
 
     Returns:
         An RGB image, uint8 of shape `(height, width, 3)`.
 
     Raises:
-        ValueError: If the image is not uint8 RGB, the sizes differ, or `alpha` is
-            outside 0 to 1.
+        ValueError: If the image is not uint8 RGB, the sizes differ, `alpha` is
+            outside 0 to 1, or `colors` are not as described.
 
     Example:
 
@@ -122,8 +127,8 @@ def overlay(image, labels, alpha=0.5):
             f"`alpha` must be a number from 0 to 1, but {alpha!r} was received. "
             "Pass a weight such as 0.5."
         )
-    mixed = (1 - alpha) * image + alpha * colorize(labels)
-    known = (labels >= 0) & (labels < 255)
+    mixed = (1 - alpha) * image + alpha * colorize(labels, colors=colors)
+    known = (labels >= 0) & (labels < (255 if colors is None else len(colors)))
     return np.where(known[..., None], np.round(mixed).astype("uint8"), image)
 
 
@@ -202,6 +207,17 @@ def _labels(labels):
             "for example the argmax over the classes."
         )
     return labels
+
+
+def _checked_colors(colors):
+    colors = np.asarray(colors)
+    if colors.dtype != "uint8" or colors.ndim != 2 or colors.shape[1] != 3:
+        raise ValueError(
+            "`colors` must be uint8 of shape (num_classes, 3), but "
+            f"{colors.dtype} of shape {colors.shape} was received. Pass one RGB color "
+            "a class, such as a dataset's `.colors`."
+        )
+    return colors
 
 
 def _rgb(image):

@@ -141,3 +141,15 @@ def test_panels_rows_of_other_sizes_and_long_titles(tmp_path):
 def test_all_256_ids_can_have_a_color():
     ids = np.arange(256, dtype="uint8").reshape(16, 16)
     np.testing.assert_array_equal(colorize(ids, 256).reshape(256, 3), palette(256))
+
+
+def test_the_colors_of_a_dataset():
+    labels = np.array([[0, 1, 2, 255]])
+    colors = np.array([[10, 20, 30], [40, 50, 60]], "uint8")
+    painted = colorize(labels, colors=colors)
+    np.testing.assert_array_equal(painted[0], [*colors, [0] * 3, [0] * 3])
+    image = np.full((1, 4, 3), 100, "uint8")
+    mixed = overlay(image, labels, alpha=1.0, colors=colors)
+    np.testing.assert_array_equal(mixed[0], [*colors, [100] * 3, [100] * 3])
+    with pytest.raises(ValueError, match="`colors` must be uint8"):
+        colorize(labels, colors=[[0.1, 0.2, 0.3]])

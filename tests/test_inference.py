@@ -1,0 +1,286 @@
+"""predict_logits: whole images, windows, scales and flips."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_segadapter as ksa
+from keras_segadapter.inference import predict_logits, window_starts
+
+
+class First(keras.layers.Layer):
+    """A head that gives the first stage as it is."""
+
+    def call(self, features):
+        return features[0]
+
+
+def pixelwise(weights):
+    """A segmenter whose logits are a convolution of the image: (k, k, 3, K)."""
+    size, _, _, classes = weights.shape
+    backbone = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            keras.layers.Conv2D(
+                classes, size, padding="same", use_bias=False, name="scores"
+            ),
+        ]
+    )
+    backbone.layers[0].set_weights([weights])
+    return ksa.build_segmenter(
+        backbone,
+        classes,
+        taps=["scores"],
+        adapters=False,
+        head=First(),
+        aux=None,
+        preprocessing=keras.layers.Identity(),
+    )
+
+
+def photo(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3), "uint8")
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.fixture
+def model(tiny_backbone):
+    head = ksa.MLPHead(3, channels=8)
+    return ksa.build_segmenter(tiny_backbone(), 3, head=head)  # strides 4 and 8
+
+
+@pytest.fixture
+def sizes_seen(model, monkeypatch):
+    """The sizes that the model is called with; its logits are all 0."""
+    sizes = []
+
+    def predict(images):
+        sizes.append(images.shape[1:3])
+        return np.zeros((*images.shape[:3], 3), "float32")
+
+    monkeypatch.setattr(model, "predict_on_batch", predict)
+    return sizes
+
+
+# Contract
+
+
+def test_without_arguments_its_argmax_is_segment(model):
+    image = photo(21, 30)
+    logits = predict_logits(model, image)
+    assert logits.shape == (21, 30, 3)
+    assert logits.dtype == "float32"
+    np.testing.assert_array_equal(logits.argmax(-1), model.segment(image))
+
+
+def test_every_way_gives_the_size_of_the_image(model):
+    logits = predict_logits(
+        model, photo(21, 30), short_side=24, crop=16, scales=[0.5, 1], flip=True
+    )
+    assert logits.shape == (21, 30, 3)
+    assert logits.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"short_side": 0}, "`short_side` must be .* short_side=0"),
+        ({"short_side": 48.0}, "`short_side` must be an integer.*48.0"),
+        ({"crop": 7}, r"at least the deepest stride of the model, 8\..*crop=7"),
+        ({"crop": (16, 16)}, "`crop` must be an integer"),
+        ({"crop": 16, "stride": 17}, "left out.*stride=17, crop=16"),
+        ({"crop": 16, "stride": 0}, "`stride` must be .* stride=0"),
+        ({"stride": 8}, "needs the windows' side `crop`.*stride=8"),
+        ({"scales": []}, r"list of positive numbers.*scales=\[\]"),
+        ({"scales": 1.0}, r"list of positive numbers.*scales=1.0"),
+        ({"scales": [1, 0]}, r"list of positive numbers.*scales=\[1, 0\]"),
+        ({"scales": [float("nan")]}, "list of positive numbers.*nan"),
+        ({"scales": ["1"]}, "list of positive numbers.*'1'"),
+    ],
+)
+def test_wrong_arguments_stop_before_the_model_runs(
+    model, sizes_seen, arguments, words
+):
+    with pytest.raises(ValueError, match=words):
+        predict_logits(model, photo(16, 16), **arguments)
+    assert not sizes_seen
+
+
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        (photo(8, 8)[None], r"one image .*shape \(1, 8, 8, 3\)"),
+        (photo(8, 8)[..., 0], r"one image .*shape \(8, 8\)"),
+        (photo(8, 8)[..., :1], r"shape \(8, 8, 1\)"),
+        (photo(8, 8) / 255, "Multiply the image by 255"),
+    ],
+)
+def test_wrong_images(model, image, words):
+    with pytest.raises(ValueError, match=words):
+        predict_logits(model, image)
+
+
+def test_other_models_are_refused(tiny_backbone):
+    with pytest.raises(TypeError, match=r"must be a Segmenter.* of type Functional"):
+        predict_logits(tiny_backbone(), photo(8, 8))
+
+
+# Meaning
+
+
+@pytest.mark.parametrize("short_side", [None, 20])
+def test_one_window_is_the_whole_image(model, short_side):
+    image = photo(21, 30)
+    whole = predict_logits(model, image, short_side=short_side)
+    window = predict_logits(model, image, short_side=short_side, crop=64, stride=8)
+    assert np.ptp(whole) > 0.01
+    np.testing.assert_array_equal(window, whole)
+
+
+def test_windows_cover_every_pixel_and_stay_inside():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        length, crop = rng.integers(1, 200, 2)
+        stride = rng.integers(1, crop + 1)
+        starts = window_starts(length, crop, stride)
+        covered = np.zeros(length, int)
+        for start in starts:
+            covered[start : start + crop] += 1
+        assert covered.min() >= 1
+        assert starts[0] == 0
+        assert starts[-1] + crop == max(length, crop)
+        # No more windows than it takes.
+        assert len(starts) == max(-(-(length - crop) // stride), 0) + 1
+
+
+def test_windows_of_the_papers_tests():
+    assert window_starts(2048, 1024, 768) == [0, 768, 1024]
+    assert window_starts(1024, 1024, 768) == [0]
+    assert window_starts(704, 512, 341) == [0, 192]
+
+
+def test_overlaps_are_averaged():
+    weights = np.random.default_rng(1).normal(size=(5, 5, 3, 2)).astype("float32")
+    model, image = pixelwise(weights), photo(11, 18)
+
+    def convolved(window):
+        height, width, _ = window.shape
+        padded = np.pad(window.astype("float64"), ((2, 2), (2, 2), (0, 0)))
+        return sum(
+            padded[i : i + height, j : j + width] @ weights[i, j].astype("float64")
+            for i in range(5)
+            for j in range(5)
+        )
+
+    total, counts = np.zeros((11, 18, 2)), np.zeros((11, 18, 1))
+    for top in (0, 3):
+        for left in (0, 5, 10):
+            total[top : top + 8, left : left + 8] += convolved(
+                image[top : top + 8, left : left + 8]
+            )
+            counts[top : top + 8, left : left + 8] += 1
+    logits = predict_logits(model, image, crop=8)  # a stride of 5
+    np.testing.assert_allclose(logits, total / counts, rtol=1e-4, atol=0.05)
+    whole = convolved(image)
+    assert abs(logits - whole).max() > 100  # the windows' borders matter
+    np.testing.assert_allclose(
+        predict_logits(model, image), whole, rtol=1e-4, atol=0.05
+    )
+
+
+def test_scales_and_flips_average_probabilities(model):
+    image = photo(16, 24)
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    both = predict_logits(model, image, scales=(1, 1.5), flip=True)
+    parts = [
+        predict_logits(model, view, scales=[scale])[:, ::step]
+        for scale in (1, 1.5)
+        for view, step in ((image, 1), (mirrored, -1))
+    ]
+    expected = np.mean([softmax(part) for part in parts], axis=0)
+    np.testing.assert_allclose(np.exp(both), expected, atol=1e-5)
+    assert abs(softmax(parts[0]) - expected).max() > 1e-4
+
+
+def test_a_model_that_knows_no_left_and_right_gains_nothing_by_flips():
+    weights = np.random.default_rng(0).normal(size=(1, 1, 3, 2)).astype("float32")
+    model, image = pixelwise(weights / 100), photo(9, 14)
+    plain = predict_logits(model, image)
+    flipped = predict_logits(model, image, flip=True)
+    np.testing.assert_allclose(np.exp(flipped), softmax(plain), atol=1e-6)
+
+
+def test_logits_of_a_resized_image_lie_where_the_image_lies():
+    # The logits are the image; a ramp stays a ramp at any size, but for its ends.
+    model = pixelwise(np.eye(3, dtype="float32")[None, None])
+    ramp = np.stack(np.broadcast_arrays(np.arange(40) * 6, np.arange(30)[:, None]))
+    image = np.stack([*ramp, ramp[0]], axis=-1).astype("uint8")  # (30, 40, 3)
+    for arguments in ({"short_side": 60}, {"short_side": 15}, {"scales": [2.0]}):
+        logits = predict_logits(model, image, **arguments)
+        np.testing.assert_allclose(
+            logits[3:-3, 3:-3], image[3:-3, 3:-3], rtol=1e-4, atol=1e-2
+        )
+
+
+@pytest.mark.parametrize(
+    "size, arguments, seen",
+    [
+        ((21, 30), {}, [(24, 32)]),  # padded
+        ((60, 90), {"short_side": 48}, [(48, 72)]),
+        ((90, 61), {"short_side": 48}, [(72, 48)]),  # 70.8 goes up
+        ((48, 71), {"short_side": 48}, [(48, 72)]),
+        ((60, 90), {"short_side": 48, "scales": [0.5, 1.75]}, [(24, 40), (88, 128)]),
+        ((20, 30), {"scales": [0.5, 1]}, [(16, 16), (24, 32)]),
+        ((2, 80), {"scales": [0.1]}, [(8, 8)]),
+        ((20, 60), {"crop": 32, "stride": 20}, [(24, 32)] * 3),
+        ((20, 60), {"short_side": 24, "crop": 24, "flip": True}, [(24, 24)] * 8),
+    ],
+)
+def test_sizes_that_the_model_sees(model, sizes_seen, size, arguments, seen):
+    predict_logits(model, photo(*size), **arguments)
+    assert sizes_seen == seen
+
+
+def test_ade20k_goes_up_to_a_multiple_of_32(tiny_backbone, monkeypatch):
+    model = ksa.build_segmenter(tiny_backbone((2, 2, 2, 2)), num_classes=2)
+    sizes = []
+
+    def predict(images):
+        sizes.append(images.shape[1:3])
+        return np.zeros((*images.shape[:3], 2), "float32")
+
+    monkeypatch.setattr(model, "predict_on_batch", predict)
+    predict_logits(model, photo(256, 341), short_side=512)
+    predict_logits(model, photo(256, 341), short_side=512, crop=512, stride=341)
+    assert sizes == [(512, 704), (512, 512), (512, 512)]
+
+
+# Edges
+
+
+def test_a_model_of_fixed_size(tiny_backbone):
+    backbone, head = tiny_backbone(size=(16, 24)), ksa.MLPHead(3, channels=8)
+    model = ksa.build_segmenter(backbone, num_classes=3, head=head)
+    image = photo(21, 50)
+    assert predict_logits(model, image).shape == (21, 50, 3)
+    assert predict_logits(model, image, crop=16, flip=True).shape == (21, 50, 3)
+    fits = image[:16, :24]
+    np.testing.assert_allclose(
+        predict_logits(model, fits),
+        keras.ops.convert_to_numpy(model(fits[None]))[0],
+        atol=1e-5,
+    )
+
+
+def test_certain_logits_stay_finite():
+    model = pixelwise(np.eye(3, dtype="float32")[None, None] * 10)
+    image = np.zeros((4, 4, 3), "uint8")
+    image[..., 1] = 255
+    logits = predict_logits(model, image, flip=True)
+    assert np.isfinite(logits).all()
+    assert (logits.argmax(-1) == 1).all()
