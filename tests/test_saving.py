@@ -202,3 +202,19 @@ def test_stopped_and_resumed_ends_where_it_would_have(tiny_backbone, tmp_path):
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_what_was_frozen_is_frozen_after_loading(tmp_path, tiny_backbone):
+    for backbone in (tiny_backbone(), ksa.MiTB0()):
+        model = ksa.build_segmenter(backbone, 3, head=ksa.MLPHead(3, 8))
+        backbone.trainable = False
+        next(
+            layer for layer in model.layers if "adapter" in layer.name
+        ).trainable = False
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        shapes, expected = (
+            [tuple(v.shape) for v in m.trainable_variables] for m in (loaded, model)
+        )
+        assert shapes == expected
+        assert len(model.non_trainable_variables) == len(loaded.non_trainable_variables)
