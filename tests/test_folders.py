@@ -4,6 +4,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 from PIL import Image
 
 import keras_segadapter as ksa
@@ -492,7 +493,7 @@ def test_another_models_fit_counts_too(tmp_path):
 def test_a_segmenter_tells_its_data_the_epoch(tmp_path, tiny_backbone):
     data = FolderDataset(numbered(tmp_path, 2), 2, batch_size=2, image_size=(16, 16))
     model = ksa.build_segmenter(tiny_backbone(), 2)
-    model.compile()
+    model.compile(run_eagerly=EAGER)
     seen = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: seen.epochs.append((epoch, data.epoch))
     )

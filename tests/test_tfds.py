@@ -2,11 +2,18 @@
 
 import builtins
 
+import keras
 import numpy as np
 import pytest
 
 import keras_segadapter as ksa
-from keras_segadapter.data import CITYSCAPES, OXFORD_PETS, Labels, open_tfds
+from keras_segadapter.data import (
+    CITYSCAPES,
+    OXFORD_PETS,
+    Augmentation,
+    Labels,
+    open_tfds,
+)
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -72,6 +79,26 @@ def store(folder, count=6):
     )
 
 
+def birds(count=6, size=(20, 30), **options):
+    """A dataset of noise, opened; and its images and masks."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *size, 3), "uint8")
+    masks = rng.integers(0, 4, (count, *size, 1), "uint8")
+
+    def as_dataset(self, *args, **kwargs):
+        features = {"image": images, "segmentation_mask": masks}
+        return tf.data.Dataset.from_tensor_slices(features)
+
+    with tfds.testing.mock_data(as_dataset_fn=as_dataset):
+        data = open_tfds("caltech_birds2011", num_classes=4, **options)
+    return data, images, masks[..., 0]
+
+
+def whole(data):
+    """One pass: images beside masks."""
+    return np.concatenate([np.concatenate([x, y[..., None]], -1) for x, y in data])
+
+
 def order(data):
     return [int(i) for _, masks in data for i in masks.numpy()[:, 0, 0]]
 
@@ -119,13 +146,19 @@ def test_another_dataset(arguments, ids, classes):
     assert data.class_names == (("a", "b") if "labels" in arguments else None)
 
 
-def test_fit_from_a_tfds_dataset(tiny_backbone):
-    with mocked([0, 7, 33]):
-        data = open_tfds("cityscapes", image_size=(16, 16), batch_size=3)
-        model = ksa.build_segmenter(tiny_backbone((4,)), data.num_classes)
-        model.compile()
-        history = model.fit(data, epochs=2, verbose=0).history
+def test_fit_tells_a_tfds_dataset_its_epoch(tiny_backbone):
+    data, *_ = birds(augmentation=Augmentation((16, 16)), batch_size=6, shuffle=True)
+    passes = []
+    watched = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: passes.append(data.epoch)
+    )
+    model = ksa.build_segmenter(tiny_backbone((4,)), data.num_classes)
+    model.compile()
+    history = model.fit(data, epochs=2, verbose=0, callbacks=[watched]).history
     assert len(history["loss"]) == 2 and np.isfinite(history["loss"]).all()
+    assert data.epoch == 2  # each pass that begins adds one
+    model.fit(data, epochs=6, initial_epoch=5, verbose=0, callbacks=[watched])
+    assert passes == [0, 1, 5]
 
 
 # Meaning
@@ -147,6 +180,35 @@ def test_a_stored_dataset(tmp_path):
     assert len(set(map(tuple, first))) > 1
     other = open_tfds("numbered", shuffle=True, seed=1, **options)
     assert [order(other) for _ in range(3)] != first
+    assert other.epoch == 3
+    shuffled[0].epoch = 1
+    assert order(shuffled[0]) == first[1]
+    # Nor has the global seed a say, and the dataset leaves it alone.
+    tf.random.set_seed(5)
+    number = tf.random.uniform(())
+    tf.random.set_seed(5)
+    data = open_tfds("numbered", shuffle=True, **options)
+    assert tf.random.uniform(()) == number
+    assert order(data) == first[0]
+
+
+def test_views_depend_on_seed_epoch_and_image_only():
+    augmentation = Augmentation((16, 24))
+    options = dict(augmentation=augmentation, seed=3)
+    data, images, masks = birds(batch_size=4, **options)
+    assert len(data) == 2 and data.element_spec[1].shape == (None, 16, 24)
+    first, second = whole(data), whole(data)
+    for epoch, views in enumerate((first, second)):
+        for i in range(6):
+            rng = np.random.default_rng([3, epoch, i])
+            image, mask = augmentation(images[i], masks[i].astype("int32"), rng)
+            np.testing.assert_array_equal(views[i], np.dstack([image, mask]))
+    resumed, *_ = birds(batch_size=6, shuffle=True, **options)
+    resumed.epoch = 1
+    found = whole(resumed)
+    assert {view.tobytes() for view in found} == {view.tobytes() for view in second}
+    assert (found != second).any()
+    assert resumed.epoch == 2
 
 
 def test_resizing_as_from_a_folder():
@@ -192,12 +254,25 @@ def test_a_foreign_id_stops_the_reading():
         ),
         ("oxford_iiit_pet", {"batch_size": 0}, "`batch_size` must be an integer of"),
         ("oxford_iiit_pet", {"seed": -1}, "`seed` must be an integer of at least 0"),
+        ("oxford_iiit_pet", {"image_size": None}, "Pass `image_size=.*`augmentation`"),
+        (
+            "oxford_iiit_pet",
+            {"augmentation": Augmentation((8, 8))},
+            r"Leave `image_size` out, .* image_size=\(16, 24\), crop_size=\(8, 8\)$",
+        ),
         ("oxford_iiit_pet", {"image_size": 9}, r"`image_size` must be \(height, w"),
     ],
 )
 def test_wrong_arguments(name, arguments, words):
     with mocked([1, 2, 3]), pytest.raises(ValueError, match=words):
         open_tfds(name, **{"image_size": SIZE, **arguments})
+
+
+def test_a_wrong_epoch():
+    data, *_ = birds(image_size=SIZE)
+    data.epoch = -1
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`epoch` must be an inte"):
+        list(data)
 
 
 def test_one_of_several_features_is_chosen():

@@ -1,5 +1,6 @@
 """Pictures to learn from: drawn scenes, folders and tensorflow-datasets."""
 
+from keras_segadapter.data.augmentation import Augmentation
 from keras_segadapter.data.folders import FolderDataset, check_folder, open_folder
 from keras_segadapter.data.labels import (
     ADE20K,
@@ -19,6 +20,7 @@ __all__ = [
     "OXFORD_PETS",
     "PASCAL_VOC",
     "SCENE_CLASSES",
+    "Augmentation",
     "FolderDataset",
     "Labels",
     "check_folder",

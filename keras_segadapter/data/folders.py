@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_segadapter.checks import check_integer, check_size
+from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.label_table import BLACK_AND_WHITE, LabelTable
 from keras_segadapter.data.layouts import find_pairs
 from keras_segadapter.data.picture_files import (
@@ -26,11 +27,12 @@ class FolderDataset(keras.utils.PyDataset):
     picture whose values are class ids. `open_folder` opens the layouts of known
     datasets.
 
-    The order of the files depends on `seed` and `epoch` only. `Segmenter.fit` sets
-    `epoch`: it goes on from an earlier `fit`, or from `initial_epoch`. In a training
-    loop of your own set it before each pass. Another model's `fit` adds one after
-    each pass, and before its first; pass `shuffle=False` there, or Keras mixes the
-    batches itself, with Python's global random state.
+    The order of the files depends on `seed` and `epoch` only, and what `augmentation`
+    makes of a file on these and the file's number. `Segmenter.fit` sets `epoch`: it
+    goes on from an earlier `fit`, or from `initial_epoch`. In a training loop of your
+    own set it before each pass. Another model's `fit` adds one after each pass, and
+    before its first; pass `shuffle=False` there, or Keras mixes the batches itself,
+    with Python's global random state.
 
     Args:
         folder: Path of the folder, or a pair `(image_paths, mask_paths)`, two lists
@@ -41,14 +43,16 @@ class FolderDataset(keras.utils.PyDataset):
         image_size: `(height, width)` to resize to, images smoothly and masks by
             the nearest pixel. By default files keep their size, which must then be
             the same within a batch.
+        augmentation: `Augmentation` that makes a new view of each image in each epoch,
+            for training, in place of `image_size`.
         ignore_class: Id, or list of ids, that masks may hold besides the classes;
             `None` for none.
         labels: `Labels`, which name the classes and may map the ids in the masks to
             them.
         shuffle: Whether to give each epoch an order of its own.
-        seed: Non-negative integer that picks these orders.
-        threads: Number of threads that read the files of a batch. The order does
-            not depend on it.
+        seed: Non-negative integer that picks these orders and the views.
+        threads: Number of threads that read the files of a batch. Nothing else
+            depends on it.
 
     Attributes:
         epoch: Number of the current pass, from 0.
@@ -66,7 +70,7 @@ class FolderDataset(keras.utils.PyDataset):
 
     Raises:
         TypeError: If `ignore_class` is neither None, an integer nor a list of them,
-            or `labels` are no `Labels`.
+            `labels` are no `Labels`, or `augmentation` is no `Augmentation`.
         ValueError: If the folder is not as described, an argument is not what is
             asked for above, or, when a batch is made, one of its files is faulty.
 
@@ -96,6 +100,7 @@ class FolderDataset(keras.utils.PyDataset):
         *,
         batch_size=8,
         image_size=None,
+        augmentation=None,
         ignore_class=255,
         labels=None,
         shuffle=False,
@@ -112,11 +117,14 @@ class FolderDataset(keras.utils.PyDataset):
         check_integer("threads", threads, 1)
         if image_size is not None:
             image_size = check_size("image_size", image_size)
+        if augmentation is not None:
+            check_augmentation(augmentation, image_size, ignore_class)
         self.image_paths, self.mask_paths = _paths(folder)
         self.num_classes = self._table.num_classes
         self.class_names, self.colors = self._table.class_names, self._table.colors
         self.batch_size = batch_size
         self.image_size = image_size
+        self.augmentation = augmentation
         self.ignore_class = ignore_class
         self.shuffle = bool(shuffle)
         self.seed = seed
@@ -165,6 +173,9 @@ class FolderDataset(keras.utils.PyDataset):
 
     def _read(self, i):
         image, mask = self._read_whole(i)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.seed, self.epoch, i])
+            return self.augmentation(image, mask, rng, self.ignore_class)
         if self.image_size is None:
             return image, mask
         return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
@@ -182,7 +193,7 @@ class FolderDataset(keras.utils.PyDataset):
 
 
 def check_folder(folder, num_classes=None, ignore_class=255):
-    """Read every image and mask of a folder and stop at the first fault.
+    """Read every image and mask of a folder as it is, and stop at the first fault.
 
     Call it once before a training, which would else stop at a faulty file much
     later or, worse, learn from a wrong mask.

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_segadapter.checks import check_integer, check_size
+from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.label_table import LabelTable
 from keras_segadapter.data.labels import CITYSCAPES, OXFORD_PETS
 from keras_segadapter.data.picture_files import resize_image, resize_mask
@@ -16,7 +17,8 @@ def open_tfds(
     name,
     split="train",
     *,
-    image_size,
+    image_size=None,
+    augmentation=None,
     num_classes=None,
     batch_size=8,
     ignore_class=255,
@@ -36,11 +38,17 @@ def open_tfds(
     backend is. Under JAX or PyTorch on a GPU, keep TensorFlow from taking its memory:
     `tf.config.set_visible_devices([], "GPU")` before the first call.
 
+    The order of the images depends on `seed` and `epoch` only, and what `augmentation`
+    makes of an image on these and the image's number. `Segmenter.fit` sets `epoch` as
+    it does for a `FolderDataset`; else each pass that begins adds one to it.
+
     Args:
         name: Name of the dataset, with configuration and version if wanted.
         split: Split as tensorflow-datasets writes it, such as `"train[:80%]"`.
         image_size: `(height, width)` to resize to, images smoothly and masks by
             the nearest pixel.
+        augmentation: `Augmentation` that makes a new view of each image in each epoch,
+            for training, in place of `image_size`.
         num_classes: Number of classes, 2 or more, if the masks of another dataset
             hold the ids `0..num_classes - 1`.
         batch_size: Number of images in a batch. The last batch may be smaller.
@@ -50,8 +58,9 @@ def open_tfds(
         features: Names `(image, mask)` of the features. By default the only picture
             with three channels and the only one with one channel.
         shuffle: Whether to give each epoch an order of its own. Batches are drawn
-            from 256 images that follow each other in files in random order.
-        seed: Non-negative integer that picks these orders.
+            from 256 images that follow each other in the order in which
+            tensorflow-datasets stored them, which is mixed for most datasets.
+        seed: Non-negative integer that picks these orders and the views.
         data_dir: Folder of the datasets, where not the usual one.
 
     Returns:
@@ -59,13 +68,14 @@ def open_tfds(
         RGB images, uint8 of shape `(batch, height, width, 3)`, and classes of shape
         `(batch, height, width)`, uint8, or int32 if an id can exceed 255. As with
         `keras.utils.image_dataset_from_directory` it bears attributes, which a
-        dataset made from it has not: `num_classes`, `ignore_class`, and
-        `class_names` and `colors`, `None` without labels.
+        dataset made from it has not: `num_classes`, `ignore_class`,
+        `class_names` and `colors`, `None` without labels, and `epoch`, the number of
+        the next pass, from 0.
 
     Raises:
         ImportError: If tensorflow-datasets is not installed.
         TypeError: If `ignore_class` is neither None, an integer nor a list of them,
-            or `labels` are no `Labels`.
+            `labels` are no `Labels`, or `augmentation` is no `Augmentation`.
         ValueError: If an argument is not what is asked for above, or the dataset has
             not one image and one mask. A mask with an id that has no class stops the
             reading with TensorFlow's `InvalidArgumentError`, which names the id.
@@ -83,7 +93,16 @@ def open_tfds(
     """
     check_integer("batch_size", batch_size, 1)
     check_integer("seed", seed, 0)
-    size = check_size("image_size", image_size)
+    if image_size is not None:
+        image_size = check_size("image_size", image_size)
+    elif augmentation is None:
+        raise ValueError(
+            "The images of a dataset have many sizes, so a size for batches is needed. "
+            "Pass `image_size=(height, width)`, or `augmentation` for training."
+        )
+    if augmentation is not None:
+        check_augmentation(augmentation, image_size, ignore_class)
+    size = image_size or augmentation.crop_size
     try:
         import tensorflow as tf
         import tensorflow_datasets as tfds
@@ -98,30 +117,47 @@ def open_tfds(
         builder.info.features, features, tfds.features.Image
     )
 
-    def prepare(image, mask):
-        classes = table.look_up(mask[..., 0], f"of {name}, {split}")  # (H, W)
-        classes = resize_mask(classes, size).astype(table.dtype)
-        return resize_image(image, size), classes
+    def begin_pass():
+        epoch = check_integer("epoch", data.epoch, 0)
+        data.epoch = epoch + 1
+        return np.int64(epoch), np.random.default_rng([seed, epoch]).integers(2**31)
 
-    def pair(example):
-        # NumPy's functions, so that the pixels are those that a folder would give.
-        image, mask = tf.numpy_function(
-            prepare,
-            [example[image_name], example[mask_name]],
-            [tf.uint8, table.dtype],
-        )
-        return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(mask, size)
+    def prepare(image, mask, epoch, index):
+        classes = table.look_up(mask[..., 0], f"of {name}, {split}")  # (H, W)
+        if augmentation is None:
+            image, classes = resize_image(image, size), resize_mask(classes, size)
+        else:
+            rng = np.random.default_rng([seed, epoch, index])
+            image, classes = augmentation(image, classes, rng, ignore_class)
+        return image, classes.astype(table.dtype)
+
+    def one_pass(_):
+        # Read anew in each pass: Python's value is no part of tf.data's graph.
+        epoch, order = tf.numpy_function(begin_pass, [], [tf.int64, tf.int64])
+
+        def pair(index, example):
+            # NumPy's functions, so that the pixels are those that a folder would give.
+            image, mask = tf.numpy_function(
+                prepare,
+                [example[image_name], example[mask_name], epoch, index],
+                [tf.uint8, table.dtype],
+            )
+            return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(mask, size)
+
+        pairs = stored.enumerate().map(pair, num_parallel_calls=tf.data.AUTOTUNE)
+        # The seed of this function's graph alone, else tf.random.set_seed would have a
+        # say in the order.
+        tf.compat.v1.set_random_seed(1)
+        return pairs.shuffle(SHUFFLED, order) if shuffle else pairs
 
     builder.download_and_prepare()
-    # The guard would refuse to shuffle a dataset that is stored in order.
-    reading = tfds.ReadConfig(shuffle_seed=seed, enable_ordering_guard=not shuffle)
-    data = builder.as_dataset(
-        split=split, shuffle_files=bool(shuffle), read_config=reading
-    )
-    data = data.map(pair, num_parallel_calls=tf.data.AUTOTUNE)
-    if shuffle:
-        data = data.shuffle(SHUFFLED, seed)
+    # Files in their own order, so that an image has the same number in each pass.
+    stored = builder.as_dataset(split=split)
+    data = tf.data.Dataset.range(1).flat_map(one_pass)
+    if stored.cardinality() >= 0:
+        data = data.apply(tf.data.experimental.assert_cardinality(len(stored)))
     data = data.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    data.epoch = 0
     data.num_classes, data.ignore_class = table.num_classes, ignore_class
     data.class_names, data.colors = table.class_names, table.colors
     return data

@@ -1,0 +1,239 @@
+"""The recipe's training augmentation: resize, crop, flip, distort, pad."""
+
+from numbers import Real
+
+import numpy as np
+from PIL import Image
+
+from keras_segadapter.checks import check_positive, check_size, ignored_ids
+from keras_segadapter.data.picture_files import resize_image, resize_mask
+
+CROPS = 10  # that are looked at; where none will do, the next is taken unseen
+TURN = 255  # steps of Pillow's hue around the circle
+
+
+# Not made of Keras' random layers: their contrast turns about the mean, each backend
+# draws other numbers from a seed, and JAX compiles each size of an image anew.
+class Augmentation:
+    """Random views of an image and its mask, for training.
+
+    In this order: a resize by a random scale, the ratio kept; a crop at a random
+    place; a flip of left and right; a photometric distortion; black and an ignored
+    id at the bottom and on the right, where the image is smaller than the crop.
+    Images are resized smoothly, masks by the nearest pixel.
+
+    The datasets of this package take it as `augmentation`. What an image becomes
+    depends there on `seed`, on the dataset's `epoch` and on the number of the image,
+    and on nothing else.
+
+    Of the crop and the distortion: up to ten crops are looked at, until one holds
+    several classes and none of them on `max_class_share` or more of its pixels,
+    ignored ones left out; then an eleventh is taken as it is. Brightness changes by
+    up to 32 of 255, contrast and saturation by a factor of 0.5 to 1.5, the hue by up
+    to 36 degrees, each in one image of two; contrast at random before or after
+    saturation and hue.
+
+    Source: the SegAdapter paper, section 5 in its outline; the ranges are those of
+    MMSegmentation's pipelines, which it trains with. Their 18 of hue count OpenCV's
+    steps of 2 degrees.
+
+    Args:
+        crop_size: `(height, width)` of what comes out.
+        base_size: `(height, width)` of a box that an image is fitted into at scale 1,
+            long side along long side: `(512, 2048)` for ADE20K in the paper. By
+            default the image's own size.
+        scale: Lowest and highest factor of the base size.
+        max_class_share: Share of a crop that one class must stay below; 1 takes any
+            crop.
+        flip: Probability of a flip.
+        photometric: Whether to change brightness, contrast, saturation and hue.
+
+    Raises:
+        ValueError: If an argument is not what is asked for above.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import keras_segadapter as ksa
+
+    images, masks = ksa.data.make_scenes(1, size=(60, 80))
+    augmentation = ksa.data.Augmentation((64, 64))
+    image, mask = augmentation(images[0], masks[0], np.random.default_rng(0))
+    print(image.shape, mask.shape)  # (64, 64, 3) (64, 64)
+    # ksa.data.open_folder("ade", augmentation=ksa.data.Augmentation((512, 512)))
+    ```
+    """
+
+    def __init__(
+        self,
+        crop_size,
+        base_size=None,
+        *,
+        scale=(0.5, 2.0),
+        max_class_share=0.75,
+        flip=0.5,
+        photometric=True,
+    ):
+        self.crop_size = check_size("crop_size", crop_size)
+        if base_size is not None:
+            base_size = check_size("base_size", base_size)
+        self.base_size = base_size
+        if not isinstance(scale, (tuple, list)) or len(scale) != 2:
+            raise ValueError(
+                f"`scale` must be (lowest, highest). Received: scale={scale!r}"
+            )
+        self.scale = tuple(check_positive(f"scale[{i}]", scale[i]) for i in (0, 1))
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(
+                "`scale` must be (lowest, highest), in this order. Received: "
+                f"scale={scale!r}"
+            )
+        for name, value in (("max_class_share", max_class_share), ("flip", flip)):
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(
+                    f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}"
+                )
+        self.max_class_share, self.flip = max_class_share, flip
+        self.photometric = bool(photometric)
+
+    def __call__(self, image, mask, rng, ignore_class=255):
+        """Return one random view of an image and its mask.
+
+        Args:
+            image: RGB, uint8 of shape `(height, width, 3)`.
+            mask: Class ids, integers of shape `(height, width)`.
+            rng: `np.random.Generator` that decides.
+            ignore_class: Id, or list of ids, of no class; the lowest fills the mask
+                up.
+
+        Returns:
+            The image and the mask at the crop size, of the types that came in.
+
+        Raises:
+            TypeError: If `rng` is no generator, or `ignore_class` neither an integer
+                nor a list of them.
+            ValueError: If image and mask are not as above, or there is no
+                `ignore_class` or the mask cannot hold it.
+        """
+        image, mask = np.asarray(image), np.asarray(mask)
+        ignored = check_ignored(ignore_class)
+        _check_pair(image, mask, ignored[0])
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(
+                "`rng` must be a np.random.Generator, such as np.random.default_rng(0)"
+                f". Received: rng={rng!r}"
+            )
+        size = self._draw_size(image.shape[:2], rng)
+        image = resize_image(image, size)
+        # Pillow knows no 64-bit masks.
+        mask = resize_mask(mask.astype("int32"), size).astype(mask.dtype)
+        crop = self._draw_crop(mask, ignored, rng)
+        image, mask = image[crop], mask[crop]  # at most the crop size
+        if rng.random() < self.flip:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        if self.photometric:
+            image = _distort(image, rng)
+        (height, width), (full_height, full_width) = mask.shape, self.crop_size
+        padding = ((0, full_height - height), (0, full_width - width))
+        image = np.pad(image, (*padding, (0, 0)))
+        return image, np.pad(mask, padding, constant_values=ignored[0])
+
+    def _draw_size(self, size, rng):
+        """Return the size at which an image of `size` fills the scaled base box."""
+        ratio = rng.uniform(*self.scale)
+        box = [int(side * ratio) for side in self.base_size or size]
+        factor = min(max(box) / max(size), min(box) / min(size))
+        return [max(1, int(side * factor + 0.5)) for side in size]
+
+    def _draw_crop(self, mask, ignored, rng):
+        """Return the rows and columns of a crop, as two slices."""
+
+        def draw():
+            room = np.maximum(np.subtract(mask.shape, self.crop_size), 0)
+            corner = rng.integers(room + 1)
+            return tuple(map(slice, corner, corner + self.crop_size))
+
+        crop = draw()
+        for _ in range(CROPS if self.max_class_share < 1 else 0):
+            ids, counts = np.unique(mask[crop], return_counts=True)
+            counts = counts[~np.isin(ids, ignored)]
+            if len(counts) > 1 and counts.max() < self.max_class_share * counts.sum():
+                break
+            crop = draw()
+        return crop
+
+
+def check_ignored(ignore_class):
+    """Return the sorted ids of `ignore_class` if there is one to fill masks with."""
+    ignored = ignored_ids(ignore_class)
+    if not ignored:
+        raise ValueError(
+            "An augmentation fills masks up with an ignored id, so one is needed. Pass "
+            f"`ignore_class`, such as 255. Received: ignore_class={ignore_class!r}"
+        )
+    return ignored
+
+
+def check_augmentation(augmentation, image_size, ignore_class):
+    """Refuse a dataset's `augmentation` that does not fit its other arguments."""
+    if not isinstance(augmentation, Augmentation):
+        raise TypeError(
+            "`augmentation` must be a keras_segadapter.data.Augmentation or None. "
+            f"Received: augmentation={augmentation!r}"
+        )
+    if image_size is not None:
+        raise ValueError(
+            "The crop size of `augmentation` decides the size of images. Leave "
+            "`image_size` out, or pass it to Augmentation as `base_size`. Received: "
+            f"image_size={image_size!r}, crop_size={augmentation.crop_size}"
+        )
+    check_ignored(ignore_class)
+
+
+def _check_pair(image, mask, filling):
+    if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            "`image` must be RGB, uint8 of shape (height, width, 3). Received: "
+            f"{image.dtype} of shape {image.shape}"
+        )
+    if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2] or not mask.size:
+        raise ValueError(
+            "`mask` must hold a class id for each pixel of the image, integers of "
+            f"shape (height, width). Received: {mask.dtype} of shape {mask.shape} for "
+            f"an image of shape {image.shape}"
+        )
+    if not np.iinfo(mask.dtype).min <= filling <= np.iinfo(mask.dtype).max:
+        raise ValueError(
+            f"The mask is of type {mask.dtype}, which cannot hold the ignored id "
+            f"{filling}. Convert it: mask.astype('int32')."
+        )
+
+
+def _distort(image, rng):
+    """Change brightness, contrast, saturation and hue of an image (H, W, 3)."""
+    same = np.arange(256)  # each change is a table of the 256 values' new ones
+
+    def sometimes(draw):
+        return draw() if rng.random() < 0.5 else same
+
+    brightness = sometimes(lambda: same + rng.uniform(-32, 32))
+    contrast = sometimes(lambda: same * rng.uniform(0.5, 1.5))
+    saturation = sometimes(lambda: same * rng.uniform(0.5, 1.5))
+    hue = sometimes(lambda: same + round(rng.integers(-18, 18) * 2 / 360 * TURN))
+    contrast_first = rng.random() < 0.5
+
+    picture = _replace(Image.fromarray(image), [brightness] * 3)
+    if contrast_first:
+        picture = _replace(picture, [contrast] * 3)
+    if hue is not same or saturation is not same:  # the way there and back rounds
+        picture = _replace(picture.convert("HSV"), [hue % TURN, saturation, same])
+        picture = picture.convert("RGB")
+    if not contrast_first:
+        picture = _replace(picture, [contrast] * 3)
+    return np.asarray(picture)
+
+
+def _replace(picture, tables):
+    """Look up each channel's values in its table, cut to 0..255."""
+    return picture.point(np.clip(tables, 0, 255).astype("uint8").ravel().tolist())
