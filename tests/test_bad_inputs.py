@@ -58,6 +58,7 @@ class Wrong(keras.utils.PyDataset):
 
 ONE_HOT = np.eye(2, dtype="uint8")[MASKS]
 SHORT = [SegAdapter(2)]
+DICE = keras.losses.Dice(axis=(1, 2))
 TABLE = [
     # Building
     (lambda: build(num_classes=1), ValueError, "two classes, the background and the"),
@@ -88,11 +89,27 @@ TABLE = [
         "gives logits, but this loss takes probabilities",
     ),
     (
-        lambda: fit(
-            compiled=dict(loss={"logits": keras.losses.CategoricalCrossentropy()})
-        ),
+        lambda: fit(compiled=dict(loss={"logits": keras.losses.BinaryCrossentropy()})),
         ValueError,
         "from_logits=True",
+    ),
+    *(
+        (
+            lambda loss=loss: fit(compiled=dict(loss=loss)),
+            ValueError,
+            "takes one-hot masks.*to keras_segadapter.MaskLoss",
+        )
+        for loss in (
+            "dice",
+            keras.losses.tversky,
+            keras.losses.CategoricalFocalCrossentropy(),
+            {"aux": keras.losses.CategoricalCrossentropy(from_logits=True)},
+        )
+    ),
+    (
+        lambda: fit(y=masks(7), compiled=dict(loss=ksa.MaskLoss(DICE, None, [8]))),
+        ValueError,
+        "outside the 2 classes 0..1: \\[7\\] \\(ignored: \\[8\\]\\)",
     ),
     (
         lambda: fit(compiled=dict(loss={"mask": "mse"})),

@@ -1,3 +1,4 @@
+import json
 import math
 
 import keras
@@ -35,6 +36,40 @@ def gradient(loss, masks, logits):
     model.train_on_batch(np.zeros((1, 1)), masks)
     after = ops.convert_to_numpy(layer.embeddings).reshape(logits.shape)
     return logits - after
+
+
+def one_hot_and_shares(masks, logits, void=255):
+    """Truth and softmax `(B, H, W, K)` in float64, and which pixels count."""
+    shares = np.exp(logits.astype("float64"))
+    shares /= shares.sum(-1, keepdims=True)
+    truth = np.eye(256)[masks][..., : logits.shape[-1]]
+    return truth, shares, masks != void
+
+
+def tversky(masks, logits, axis, alpha=0.5, beta=0.5):
+    """Tversky over counted pixels; missed by alpha, wrongly found by beta."""
+    truth, shares, counted = one_hot_and_shares(masks, logits)
+    truth, shares = (part * counted[..., None] for part in (truth, shares))
+    hits = (truth * shares).sum(axis)
+    missed, wrong = truth.sum(axis) - hits, shares.sum(axis) - hits
+    return np.mean(1 - hits / (hits + alpha * missed + beta * wrong))
+
+
+def focal(masks, logits, alpha=0.25, gamma=2.0):
+    truth, shares, counted = one_hot_and_shares(masks, logits)
+    share = (truth * shares).sum(-1)[counted]
+    return np.mean(-alpha * (1 - share) ** gamma * np.log(share))
+
+
+def mix():
+    """One of each kind that MaskLoss takes."""
+    return [
+        ksa.SegmentationCrossentropy(class_weight=[1, 2, 3, 4]),
+        keras.losses.Dice(axis=(0, 1, 2)),
+        keras.losses.Tversky(alpha=0.7, beta=0.3, axis=(1, 2)),
+        keras.losses.CategoricalFocalCrossentropy(),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+    ]
 
 
 # Contract
@@ -103,6 +138,111 @@ def test_masks_that_do_not_fit(shape):
     )
     with pytest.raises(ValueError, match=words):
         ksa.SegmentationCrossentropy()(np.zeros(shape, "int32"), batch()[1])
+
+
+def test_config_and_serialisation_of_a_mix():
+    loss = ksa.MaskLoss(mix(), [1, 2, 3, 4, 0.5], 255, name="mixed")
+    config = json.dumps(keras.losses.serialize(loss))  # a tuple becomes a list
+    copy = keras.losses.deserialize(json.loads(config))
+    assert isinstance(copy, ksa.MaskLoss)
+    assert json.dumps(keras.losses.serialize(copy)) == config
+    assert set(copy.get_config()) == {
+        "name",
+        "reduction",
+        "losses",
+        "weights",
+        "ignore_class",
+    }
+    assert (copy.name, copy.weights) == ("mixed", [1.0, 2.0, 3.0, 4.0, 0.5])
+    assert float(copy(*batch())) == float(loss(*batch()))
+
+
+def test_a_segmenter_trains_on_a_mix_and_is_saved(tiny_backbone, tmp_path):
+    model = ksa.build_segmenter(tiny_backbone([4]), 4)
+    dice = ksa.MaskLoss(keras.losses.Dice(axis=(1, 2)), ignore_class=[77, 255])
+    focal = keras.losses.CategoricalFocalCrossentropy(from_logits=True)
+    model.compile(loss={"logits": dice, "aux": ksa.MaskLoss([focal], [2.0], 77)})
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), "uint8")
+    masks = images[..., 0] % 4
+    masks[0, :3] = 77
+    assert np.isfinite(model.fit(images, masks, verbose=0).history["loss"][0])
+    model.save(tmp_path / "x.keras")
+    loaded = keras.saving.load_model(tmp_path / "x.keras")
+    logits = model.predict_on_batch(images)
+    for output, loss in model.loss.items():
+        assert json.dumps(loaded.loss[output].get_config()) == json.dumps(
+            loss.get_config()
+        )
+        assert float(loaded.loss[output](masks, logits)) == float(loss(masks, logits))
+
+
+def test_a_users_own_dice_is_let_through(tiny_backbone):
+    class Dice(keras.losses.Loss):
+        """One that takes class ids and logits."""
+
+    model = ksa.build_segmenter(tiny_backbone([4]), 4)
+    own = Dice()
+    model.compile(loss=own)
+    assert model.loss == {"logits": own, "aux": own}
+
+
+MASK_LOSS_ERRORS = [
+    (dict(losses="dice"), TypeError, "not names or functions. Received: 'dice'"),
+    (dict(losses=[keras.losses.dice]), TypeError, "Received: <function dice"),
+    (dict(losses=[]), ValueError, "0 losses and 0 weights"),
+    (dict(losses=mix(), weights=[1, 2]), ValueError, "5 losses and 2 weights"),
+    (dict(losses=mix()[:2], weights=[1, 0]), ValueError, r"weights\[1\]=0"),
+    (
+        dict(losses=keras.losses.SparseCategoricalCrossentropy()),
+        ValueError,
+        "SparseCategoricalCrossentropy takes class ids",
+    ),
+    (
+        dict(losses=keras.losses.CategoricalGeneralizedCrossEntropy()),
+        ValueError,
+        "CategoricalGeneralizedCrossEntropy takes class ids",
+    ),
+    (
+        dict(losses=keras.losses.Dice(reduction="sum")),
+        ValueError,
+        "Dice on masks is a mean.*reduction='sum'",
+    ),
+    (dict(losses=mix(), reduction=None), ValueError, "MaskLoss on .*reduction=None"),
+    (
+        dict(losses=mix(), ignore_class=[0, 255]),
+        ValueError,
+        r"\[0, 255\]\) of SegmentationCrossentropy\(ignore_class=\[255\]\)",
+    ),
+    (dict(losses=mix()[1:], ignore_class="void"), TypeError, "'void'"),
+    (
+        dict(losses=keras.losses.Dice(axis=-1)),
+        ValueError,
+        "must take in height and width.*axis=-1",
+    ),
+    (
+        dict(losses=keras.losses.Tversky(axis=(0, 1))),
+        ValueError,
+        r"must take in height and width.*axis=\(0, 1\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "sentence"), MASK_LOSS_ERRORS)
+def test_wrong_arguments_of_a_mix(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        ksa.MaskLoss(**arguments)
+
+
+def test_wrong_calls_of_a_mix():
+    masks, logits = batch()
+    loss = ksa.MaskLoss(mix())
+    with pytest.raises(ValueError, match=r"takes no `sample_weight`.*`ignore_class`"):
+        loss(masks, logits, sample_weight=np.ones(2))
+    with pytest.raises(ValueError, match=r"one-hot masks: take numpy.argmax"):
+        loss(np.eye(256)[masks][..., :4], logits)
+    columns = ksa.MaskLoss(keras.losses.CategoricalFocalCrossentropy(axis=1))
+    with pytest.raises(ValueError, match=r"CategoricalFocal.*\(2, 7, 4\).*\(2, 5, 7\)"):
+        columns(masks, logits)
 
 
 # Meaning
@@ -184,6 +324,93 @@ def test_void_must_be_named():
     assert math.isnan(float(ksa.SegmentationCrossentropy(None)(masks, logits)))
 
 
+@pytest.mark.parametrize("axis", [None, (1, 2), [0, 1, 2], (-3, -2, -1)])
+def test_dice_and_tversky_over_counted_pixels(axis):
+    masks, logits = batch()
+    over = None if axis is None else tuple(axis)
+    dice = ksa.MaskLoss(keras.losses.Dice(axis=axis))
+    expected = tversky(masks, logits, over)
+    assert float(dice(masks, logits)) == pytest.approx(expected, rel=1e-5)
+    uneven = ksa.MaskLoss(keras.losses.Tversky(alpha=0.8, beta=0.1, axis=axis))
+    expected = tversky(masks, logits, over, 0.8, 0.1)
+    assert float(uneven(masks, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_of_all_in_one_is_a_mean_of_pixels():
+    masks, logits = batch()
+    truth, shares, counted = one_hot_and_shares(masks, logits)
+    expected = 1 - (truth * shares).sum(-1)[counted].mean()
+    dice = ksa.MaskLoss(keras.losses.Dice())
+    assert float(dice(masks, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_absent_class_costs_one_and_gives_no_gradient():
+    masks = np.zeros((1, 5, 7), "uint8")
+    masks[:, 3:] = 1
+    logits = 40 * np.eye(4, dtype="float32")[masks]
+    dice = ksa.MaskLoss(keras.losses.Dice(axis=(0, 1, 2)))
+    assert float(dice(masks, logits)) == pytest.approx(2 / 4)
+    np.testing.assert_allclose(gradient(dice, masks, logits), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_focal_loss_over_counted_pixels(from_logits):
+    masks, logits = batch()
+    theirs = keras.losses.CategoricalFocalCrossentropy(0.4, 1.5, from_logits)
+    expected = focal(masks, logits, 0.4, 1.5)
+    actual = float(ksa.MaskLoss(theirs)(masks, logits))
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_cross_entropy_on_one_hot_masks_is_ours(from_logits):
+    masks, logits = batch(void=(255, 254))
+    theirs = keras.losses.CategoricalCrossentropy(from_logits)
+    loss = ksa.MaskLoss(theirs, ignore_class=[254, 255])
+    expected = float(ksa.SegmentationCrossentropy([254, 255])(masks, logits))
+    assert float(loss(masks, logits)) == pytest.approx(expected, rel=1e-5)
+    with_channel = masks[..., None].astype("int64")
+    assert float(loss(with_channel, logits)) == float(loss(masks, logits))
+
+
+def test_a_mix_is_the_weighted_sum():
+    masks, logits = batch()
+    weights = [1, 0.5, 2, 4, 3]
+    weighted = ksa.SegmentationCrossentropy(class_weight=[1, 2, 3, 4])
+    values = [
+        float(weighted(masks, logits)),
+        tversky(masks, logits, (0, 1, 2)),
+        tversky(masks, logits, (1, 2), 0.7, 0.3),
+        focal(masks, logits),
+        cross_entropy(masks, logits)[masks < 255].mean(),
+    ]
+    actual = float(ksa.MaskLoss(mix(), weights)(masks, logits))
+    assert actual == pytest.approx(np.dot(weights, values), rel=1e-5)
+    actual = float(ksa.MaskLoss(mix())(masks, logits))
+    assert actual == pytest.approx(sum(values), rel=1e-5)
+
+
+def test_void_has_no_part_in_a_mix():
+    masks, logits = (x[:1] for x in batch())
+    loss = ksa.MaskLoss(mix())
+    moved = gradient(loss, masks, logits)
+    np.testing.assert_array_equal(moved[masks == 255], 0)
+    assert np.abs(moved[masks < 255]).min() > 0
+    other = np.where((masks == 255)[..., None], np.float32(7e3), logits)
+    assert float(loss(masks, other)) == float(loss(masks, logits))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 254])
+@pytest.mark.parametrize("member", [1, 3])
+def test_other_ids_make_a_mix_nan(wrong, member):
+    masks, logits = batch()
+    masks = masks.astype("int32")
+    masks[0, 2, 3] = wrong
+    assert math.isnan(float(ksa.MaskLoss(mix()[member])(masks, logits)))
+    again = ksa.MaskLoss(mix()[member], ignore_class=[wrong, 255])
+    assert math.isfinite(float(again(masks, logits)))
+
+
 # Edges
 
 
@@ -194,6 +421,27 @@ def test_void_alone_gives_zero_and_no_gradient(class_weight):
     loss = ksa.SegmentationCrossentropy(class_weight=class_weight)
     assert float(loss(masks, logits)) == 0
     np.testing.assert_array_equal(gradient(loss, masks, logits), 0)
+
+
+def test_void_alone_and_saturated_logits_in_a_mix():
+    logits = batch()[1][:1]
+    masks = np.full((1, 5, 7), 255, "uint8")
+    loss = ksa.MaskLoss(mix())
+    assert float(loss(masks, logits)) == 0
+    np.testing.assert_array_equal(gradient(loss, masks, logits), 0)
+    moved = gradient(loss, batch()[0][:1], 1e4 * logits)
+    assert np.isfinite(moved).all() and np.abs(moved).max() > 0
+
+
+def test_a_mix_computes_in_float32():
+    masks, logits = batch()
+    loss = ksa.MaskLoss(mix())
+    half = logits.astype("float16")
+    assert float(loss(masks, half)) == float(loss(masks, half.astype("float32")))
+    # A sum of so many pixels leaves float16's range.
+    zeros = np.zeros((1, 300, 300, 2), "float16")
+    dice = ksa.MaskLoss(keras.losses.Dice(axis=(1, 2)))
+    assert float(dice(zeros[..., 0], zeros)) == pytest.approx((1 / 3 + 1) / 2)
 
 
 def test_large_logits_in_float16():

@@ -56,12 +56,7 @@ class SegmentationCrossentropy(keras.losses.Loss):
         name="segmentation_crossentropy",
         **kwargs,
     ):
-        if kwargs.setdefault("reduction", "sum_over_batch_size") not in MEANS:
-            raise ValueError(
-                "SegmentationCrossentropy is a mean over the pixels that count: "
-                f"`reduction` must be one of {MEANS}. Received: "
-                f"reduction={kwargs['reduction']!r}"
-            )
+        check_reduction(self, kwargs.setdefault("reduction", "sum_over_batch_size"))
         super().__init__(name=name, **kwargs)
         self.ignore_class = ignored_ids(ignore_class)
         self.class_weight = None if class_weight is None else list(class_weight)
@@ -110,6 +105,15 @@ class SegmentationCrossentropy(keras.losses.Loss):
         config = super().get_config()
         config.update(ignore_class=self.ignore_class, class_weight=self.class_weight)
         return config
+
+
+def check_reduction(loss, reduction):
+    """Refuse a reduction under which void pixels would count."""
+    if reduction not in MEANS:
+        raise ValueError(
+            f"{type(loss).__name__} on masks is a mean over the pixels that count: "
+            f"`reduction` must be one of {MEANS}. Received: reduction={reduction!r}"
+        )
 
 
 def counted_pixels(labels, ids):

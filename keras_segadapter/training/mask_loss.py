@@ -1,0 +1,213 @@
+"""Keras' losses of one-hot masks, made fit for integer masks with void pixels."""
+
+import keras
+from keras import ops
+
+from keras_segadapter.checks import check_positive, ignored_ids
+from keras_segadapter.training.losses import (
+    SegmentationCrossentropy,
+    check_reduction,
+    counted_pixels,
+    integer_labels,
+)
+
+# They compare regions; all others that are taken give a value a pixel.
+OF_REGIONS = (keras.losses.Dice, keras.losses.Tversky)
+WITHOUT_ONE_HOT = (
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.CategoricalGeneralizedCrossEntropy,
+)
+
+ONE_HOT = (
+    *OF_REGIONS,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.CategoricalFocalCrossentropy,
+    keras.losses.dice,
+    keras.losses.tversky,
+    keras.losses.categorical_crossentropy,
+    keras.losses.categorical_focal_crossentropy,
+)
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class MaskLoss(keras.losses.Loss):
+    """Dice, Tversky, focal and other losses of Keras on integer masks, alone or mixed.
+
+    Keras' losses of classes want one-hot masks and probabilities and know no void. This
+    hands them both: the softmax of the logits, or the logits themselves to a loss with
+    `from_logits=True`. The result is the sum of `weight * loss`, and pixels that are
+    ignored have no part in it:
+
+    - Losses of pixels, as `CategoricalFocalCrossentropy`, are averaged over the pixels
+      that count.
+    - `Dice` and `Tversky` are given zeros for void pixels, in the mask and in the
+      prediction, and are averaged over what their `axis` leaves. With `axis=(0, 1, 2)`
+      that is one figure a class for the whole batch, as is usual; with `axis=(1, 2)`
+      one an image and class. Keras' default, None, puts all classes into one sum: Dice
+      is then 1 minus the mean probability of the true class, no help to rare classes.
+    - There, a class that is absent (from the batch, or the image) costs 1 whatever is
+      predicted, and gives no gradient. So where few of many classes are in sight, the
+      loss stays high and its gradients are small: mix it with a cross-entropy.
+    - Keras' `Tversky` weighs pixels missed by `alpha`, those wrongly found by `beta`.
+
+    `SegmentationCrossentropy` is a member like any other. A batch of void alone gives
+    0. An id that is neither a class nor ignored makes the loss NaN.
+
+    Args:
+        losses: A `keras.losses.Loss` or a list of them.
+        weights: One number above 0 a loss, or None for 1 each.
+        ignore_class: Id of void pixels, several ids, or None.
+        name: Name of the loss.
+        **kwargs: `dtype`, as in `keras.losses.Loss`.
+
+    Call arguments:
+        y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
+        y_pred: Logits `(B, H, W, K)`; computed on in float32.
+
+    Raises:
+        TypeError: If a loss is no `keras.losses.Loss`, or `ignore_class` is neither
+            None, an integer nor a list of integers.
+        ValueError: If a loss takes class ids, has a reduction that is no mean, compares
+            regions without height and width, has other ignored ids, or gives no value a
+            pixel; if the weights do not fit; if `sample_weight` is given.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    import keras_segadapter as ksa
+
+    loss = ksa.MaskLoss(
+        [ksa.SegmentationCrossentropy(), keras.losses.Dice(axis=(0, 1, 2))],
+        weights=[1.0, 0.5],
+    )
+    mask, logits = np.array([[[0, 1], [255, 255]]]), np.zeros((1, 2, 2, 2))
+    print(float(loss(mask, logits)))  # 0.943...: 0.693 + 0.5 * 0.5
+    ```
+    """
+
+    def __init__(
+        self, losses, weights=None, ignore_class=255, name="mask_loss", **kwargs
+    ):
+        check_reduction(self, kwargs.setdefault("reduction", "sum_over_batch_size"))
+        super().__init__(name=name, **kwargs)
+        self.ignore_class = ignored_ids(ignore_class)
+        self.losses = list(losses) if isinstance(losses, (list, tuple)) else [losses]
+        for loss in self.losses:
+            _check_loss(loss, self.ignore_class)
+        weights = [1.0] * len(self.losses) if weights is None else list(weights)
+        if not self.losses or len(weights) != len(self.losses):
+            raise ValueError(
+                "MaskLoss takes at least one loss and as many `weights` as losses. "
+                f"Received: {len(self.losses)} losses and {len(weights)} weights"
+            )
+        self.weights = [
+            check_positive(f"weights[{i}]", weight) for i, weight in enumerate(weights)
+        ]
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is not None:
+            raise ValueError(
+                "MaskLoss takes no `sample_weight`: Dice and Tversky compare regions, "
+                "not pixels. Mark pixels that do not count with an id of "
+                "`ignore_class`, or use SegmentationCrossentropy."
+            )
+        return super().__call__(y_true, y_pred)
+
+    def call(self, y_true, y_pred):
+        labels = integer_labels(y_true, y_pred)  # (B, H, W)
+        logits = ops.cast(y_pred, "float32")  # (B, H, W, K)
+        counted = counted_pixels(labels, self.ignore_class)  # (B, H, W)
+        known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+        wrong = ops.any(ops.logical_and(counted, ops.logical_not(known)))
+        truth = ops.one_hot(
+            ops.where(known, labels, 0), logits.shape[-1], dtype="float32"
+        )  # (B, H, W, K)
+        total = 0.0
+        for loss, weight in zip(self.losses, self.weights, strict=True):
+            if isinstance(loss, SegmentationCrossentropy):
+                value = ops.mean(loss.call(labels, logits))
+            elif isinstance(loss, OF_REGIONS):
+                value = _mean_of_regions(loss, truth, logits, counted)
+            else:
+                value = _mean_of_pixels(loss, truth, logits, counted)
+            total = total + weight * value
+        factor = ops.where(wrong, float("nan"), ops.cast(ops.any(counted), "float32"))
+        # (1,): Keras scales no bare number for tf.distribute.
+        return ops.reshape(total * factor, (1,))
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            losses=[keras.losses.serialize(loss) for loss in self.losses],
+            weights=self.weights,
+            ignore_class=self.ignore_class,
+        )
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        losses = [keras.losses.deserialize(loss) for loss in config["losses"]]
+        return cls(**{**config, "losses": losses})
+
+
+def wants_one_hot(loss):
+    """Whether a name, function or instance is one of Keras' losses of one-hot masks."""
+    if isinstance(loss, str):
+        return any(loss == each.__name__ for each in ONE_HOT)
+    return loss in ONE_HOT or type(loss) in ONE_HOT
+
+
+def _mean_of_regions(loss, truth, logits, counted):
+    """Dice or Tversky, in which void pixels add nothing to any sum."""
+    inside = counted[..., None]  # (B, H, W, 1)
+    shares = ops.softmax(logits)  # (B, H, W, K)
+    truth, shares = (ops.where(inside, part, 0.0) for part in (truth, shares))
+    return ops.mean(loss.call(truth, shares))
+
+
+def _mean_of_pixels(loss, truth, logits, counted):
+    """Mean over the pixels that count; cross-entropies divide by 0 on zeros."""
+    takes_logits = getattr(loss, "from_logits", False)
+    values = loss.call(truth, logits if takes_logits else ops.softmax(logits))
+    shape, expected = tuple(values.shape), tuple(truth.shape[:3])
+    if len(shape) != 3 or any(
+        a != b for a, b in zip(shape, expected, strict=True) if None not in (a, b)
+    ):
+        raise ValueError(
+            "Beside Dice and Tversky, MaskLoss takes losses with one value a pixel. "
+            f"Received: {type(loss).__name__}, which gave values of shape {shape} for "
+            f"masks of shape {expected}"
+        )
+    pixels = ops.maximum(ops.sum(ops.cast(counted, "float32")), 1.0)
+    return ops.sum(ops.where(counted, values, 0.0)) / pixels
+
+
+def _check_loss(loss, ignored):
+    """Refuse a loss that would not mean what it says."""
+    if not isinstance(loss, keras.losses.Loss):
+        raise TypeError(
+            "MaskLoss takes losses such as keras.losses.Dice(axis=(0, 1, 2)), not "
+            f"names or functions. Received: {loss!r}"
+        )
+    if isinstance(loss, WITHOUT_ONE_HOT):
+        raise ValueError(
+            f"MaskLoss gives one-hot masks, but {type(loss).__name__} takes class ids. "
+            "Use keras_segadapter.SegmentationCrossentropy, "
+            "keras.losses.CategoricalCrossentropy(from_logits=True) or another loss."
+        )
+    check_reduction(loss, loss.reduction)
+    if isinstance(loss, SegmentationCrossentropy) and loss.ignore_class != ignored:
+        raise ValueError(
+            "All of a mix must ignore the same ids. Received: MaskLoss(ignore_class="
+            f"{ignored}) of SegmentationCrossentropy(ignore_class={loss.ignore_class})"
+        )
+    if isinstance(loss, OF_REGIONS) and loss.axis is not None:
+        axes = [loss.axis] if isinstance(loss.axis, int) else loss.axis
+        if not {1, 2} <= {axis % 4 for axis in axes}:
+            raise ValueError(
+                f"{type(loss).__name__} compares regions: its `axis` must take in "
+                "height and width, (1, 2) for each image by itself or (0, 1, 2) for "
+                f"the batch as a whole. Received: axis={loss.axis}"
+            )
