@@ -31,6 +31,9 @@ class SegAdapter(layers.Layer):
         num_blocks: Blocks of equations 3 to 6 in sequence.
         return_scores: Whether to return the scores too. False makes the layer fit a
             `keras.Sequential`.
+        normalize: Whether HSA sees `LayerNorm(X)`. The paper's backbones end their
+            stages in a norm and have no need of it. Elsewhere X can be large, HSA grows
+            with its square and the scores with X, and the adapters learn badly.
         **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
 
     Call arguments:
@@ -74,6 +77,7 @@ class SegAdapter(layers.Layer):
         scale_init=1e-2,
         num_blocks=1,
         return_scores=True,
+        normalize=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -92,6 +96,7 @@ class SegAdapter(layers.Layer):
         self.scale_init = float(scale_init)
         self.num_blocks = check_integer("num_blocks", num_blocks)
         self.return_scores = return_scores
+        self.normalize = normalize
 
     def build(self, input_shape):
         if is_pair(input_shape):
@@ -101,13 +106,13 @@ class SegAdapter(layers.Layer):
         hidden = max(1, round(self.ffn_ratio * channels))
         # HSA's product leaves float16's range, so what reads it must be wider.
         policy = "float32" if self.compute_dtype == "float16" else self.dtype_policy
-        self.attentions, self.expansions, self.contractions, self.scales = (
-            [],
-            [],
-            [],
-            [],
-        )
+        self.norms, self.attentions = [], []
+        self.expansions, self.contractions, self.scales = [], [], []
         for _ in range(self.num_blocks):
+            norm = layers.Identity()
+            if self.normalize:
+                norm = layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
+                norm.build(input_shape)
             attention = HighOrderSpatialAttention(
                 self.num_classes, self.kernel_size, dtype=self.dtype_policy
             )
@@ -122,6 +127,7 @@ class SegAdapter(layers.Layer):
                 name="mu",
                 autocast=False,  # 1e-5 and its gradient are too small for float16
             )
+            self.norms.append(norm)
             self.attentions.append(attention)
             self.expansions.append(expansion)
             self.contractions.append(contraction)
@@ -133,14 +139,15 @@ class SegAdapter(layers.Layer):
             leading, features = split_tokens(*inputs)  # (B, N - H*W, C), (B, H, W, C)
         else:
             features = inputs
-        for attention, expansion, contraction, scale in zip(
+        for norm, attention, expansion, contraction, scale in zip(
+            self.norms,
             self.attentions,
             self.expansions,
             self.contractions,
             self.scales,
             strict=True,
         ):
-            attended, scores = attention(features)  # (B, H, W, C), (B, H, W, K)
+            attended, scores = attention(norm(features))  # (B, H, W, C), (B, H, W, K)
             hidden = keras.activations.gelu(expansion(attended), approximate=False)
             update = contraction(hidden)  # (B, H, W, C)
             update = update * ops.cast(scale, update.dtype)
@@ -167,5 +174,6 @@ class SegAdapter(layers.Layer):
             scale_init=self.scale_init,
             num_blocks=self.num_blocks,
             return_scores=self.return_scores,
+            normalize=self.normalize,
         )
         return config

@@ -101,15 +101,17 @@ def high_order_attention(layer, x):
 
 
 def seg_adapter(layer, x):
-    """Equation 6, once a block."""
-    for attention, expansion, contraction, scale in zip(
+    """Equation 6, once a block; with `normalize` HSA sees the norm of X."""
+    for norm, attention, expansion, contraction, scale in zip(
+        layer.norms,
         layer.attentions,
         layer.expansions,
         layer.contractions,
         layer.scales,
         strict=True,
     ):
-        attended, scores = high_order_attention(attention, x)
+        seen = layer_norm(norm, x) if layer.normalize else x
+        attended, scores = high_order_attention(attention, seen)
         x = x + array(scale) * linear(contraction, gelu(linear(expansion, attended)))
     return x, scores
 

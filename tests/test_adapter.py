@@ -42,6 +42,7 @@ def test_config():
         "scale_init": 1e-4,
         "num_blocks": 2,
         "return_scores": False,
+        "normalize": True,
     }
     layer = ksa.SegAdapter(**arguments, name="layer", dtype="mixed_bfloat16")
     config = layer.get_config()
@@ -54,10 +55,16 @@ def test_config():
     assert [w.shape for w in copy.weights] == [w.shape for w in layer.weights]
 
 
-@pytest.mark.parametrize("num_blocks, return_scores", [(1, False), (2, True)])
-def test_saving_and_image_sizes_known_at_run_time(tmp_path, num_blocks, return_scores):
+@pytest.mark.parametrize(
+    "num_blocks, return_scores, normalize", [(1, False, False), (2, True, True)]
+)
+def test_saving_and_image_sizes_known_at_run_time(
+    tmp_path, num_blocks, return_scores, normalize
+):
     inputs = keras.Input((None, None, 4))
-    layer = ksa.SegAdapter(3, num_blocks=num_blocks, return_scores=return_scores)
+    layer = ksa.SegAdapter(
+        3, num_blocks=num_blocks, return_scores=return_scores, normalize=normalize
+    )
     model = keras.Model(inputs, layer(inputs))
     set_random_weights(layer)
     model.save(tmp_path / "x.keras")
