@@ -2,17 +2,19 @@
 
     python examples/train.py
     python examples/train.py --data FOLDER --classes 11 --backbone MobileNetV3Small
-    python examples/train.py --data CITYSCAPES_FOLDER --size 512 1024
+    python examples/train.py --data CITYSCAPES_FOLDER --size 512 1024 --crop 512 512
     python examples/train.py --tfds oxford_iiit_pet --size 128 128
 
 FOLDER holds images/ and masks/ of the same file names (masks: grey or palette PNGs of
 class ids, 255 is void), or train/ and val/ with these inside; or ADE20K, Cityscapes,
 Pascal VOC or COCO-Stuff as they were unpacked, whose classes are known. Writes the
-model and a picture of image, truth, prediction and coarse map to the folder --out.
+model to the folder --out and, each epoch, pictures of a few images and what the model
+makes of them. Killed, it goes on after the last whole epoch with --resume.
 """
 
 import argparse
 import importlib
+import shutil
 from pathlib import Path
 
 import keras
@@ -40,20 +42,26 @@ def main():
     )
     jit = {"on": True, "off": False, "auto": "auto"}[args.jit]
     model.compile(ksa.AdamW(schedule), jit_compile=jit)
-    options = dict(validation_data=val, epochs=args.epochs)
+    images, masks = val if arrays else next(iter(val))[:2]
+    pictures = ksa.TrainingPictures(
+        np.asarray(images[:4]),
+        np.asarray(masks[:4]),
+        args.out / "pictures",
+        colors=getattr(train, "colors", None),
+        tensorboard=args.tensorboard,
+    )
+    if not args.resume:
+        shutil.rmtree(args.out / "backup", ignore_errors=True)
+    options = dict(validation_data=val, epochs=args.epochs, callbacks=[pictures])
+    options.update(backup=args.out / "backup")
     if arrays:
         history = model.fit(*train, batch_size=args.batch, **options)
     else:
         history = model.fit(train, **options)
     print(f"validation mIoU: {history.history['val_mIoU'][-1]:.3f}")
 
-    args.out.mkdir(parents=True, exist_ok=True)
     model.save(args.out / "model.keras")
-    images, masks = val if arrays else next(iter(val))[:2]
-    colors = getattr(train, "colors", None)
-    images, masks = np.asarray(images[:4]), np.asarray(masks[:4])
-    picture(model, images, masks, colors, args.out / "prediction.png")
-    print(f"saved {args.out / 'model.keras'} and {args.out / 'prediction.png'}")
+    print(f"saved {args.out / 'model.keras'} and {args.out / 'pictures'}")
 
 
 def parse_arguments():
@@ -68,6 +76,14 @@ def parse_arguments():
     add("--classes", type=int, help="number of classes in masks of ids 0, 1, ...")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize photographs")
     add(
+        "--crop",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="train on random crops of this size, of photographs that are fitted into "
+        "--size, if given, and resized by 0.5 to 2; flips and colors at random as well",
+    )
+    add(
         "--backbone",
         default="small",
         help="small, MiTB0 to MiTB5, a model of keras.applications (MobileNetV3Small), "
@@ -81,9 +97,13 @@ def parse_arguments():
     add("--jit", choices=("on", "off", "auto"), default="auto", help="XLA")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path("runs/train"))
+    add("--resume", action="store_true", help="go on after the last whole epoch")
+    add("--tensorboard", type=Path, help="folder of TensorBoard's for the pictures too")
     args = parser.parse_args()
-    if args.tfds and not args.size:
-        parser.error("--tfds needs --size, since its images have many sizes")
+    if args.tfds and not (args.size or args.crop):
+        parser.error("--tfds needs --size or --crop: its images have many sizes")
+    if args.crop and not (args.tfds or args.data):
+        parser.error("--crop is for the photographs of --data and --tfds")
     return args
 
 
@@ -95,12 +115,9 @@ def device():
 def load_data(args):
     """Training and validation data, and the number of classes."""
     if args.tfds:
-        options = dict(image_size=args.size, num_classes=args.classes)
-        options.update(batch_size=args.batch, seed=args.seed)
-        train, val = (
-            ksa.data.open_tfds(args.tfds, split, shuffle=shuffle, **options)
-            for split, shuffle in zip(args.splits, (True, False), strict=True)
-        )
+        options = all_options(args)
+        train = ksa.data.open_tfds(args.tfds, args.splits[0], **training(args, options))
+        val = ksa.data.open_tfds(args.tfds, args.splits[1], **options)
         return train, val, train.num_classes
     if args.data:
         train, val = open_folders(args)
@@ -110,10 +127,23 @@ def load_data(args):
     return (images[:400], masks[:400]), (images[400:], masks[400:]), num_classes
 
 
+def all_options(args):
+    """What the training part and the validation part of a dataset share."""
+    options = dict(num_classes=args.classes, batch_size=args.batch, seed=args.seed)
+    return dict(options, image_size=args.size or args.crop)
+
+
+def training(args, options):
+    """The options of the training part: in random order and, with --crop, crops."""
+    if args.crop is None:
+        return dict(options, shuffle=True)
+    crops = ksa.data.Augmentation(args.crop, args.size)
+    return dict(options, shuffle=True, image_size=None, augmentation=crops)
+
+
 def open_folders(args):
     """The two parts of --data, every mask checked before training."""
-    options = dict(num_classes=args.classes, batch_size=args.batch)
-    options.update(image_size=args.size, seed=args.seed)
+    options = all_options(args)
     undivided = args.layout == "plain" or (args.data / "masks").is_dir()
     if undivided:
         # By file name, since neighbours are often frames of one film.
@@ -122,13 +152,11 @@ def open_folders(args):
         files = whole.image_paths, whole.mask_paths
         cut = max(1, len(files[0]) // 5)
         parts = [paths[:-cut] for paths in files], [paths[-cut:] for paths in files]
-        train = ksa.data.FolderDataset(parts[0], shuffle=True, **options)
+        train = ksa.data.FolderDataset(parts[0], **training(args, options))
         return train, ksa.data.FolderDataset(parts[1], **options)
     train, val = (
-        ksa.data.open_folder(
-            args.data, split, layout=args.layout, shuffle=split == "train", **options
-        )
-        for split in ("train", "val")
+        ksa.data.open_folder(args.data, split, layout=args.layout, **chosen)
+        for split, chosen in (("train", training(args, options)), ("val", options))
     )
     report(f"{args.data}, train", train)
     report(f"{args.data}, val", val)
@@ -193,19 +221,6 @@ def small_backbone(channels=(32, 64, 96, 128)):
         x = layers.ReLU()(convolution(x, width, 1))
         x = layers.ReLU()(convolution(x, width, 1) + shortcut)
     return keras.Model(inputs, x, name="small")
-
-
-def picture(model, images, masks, colors, path):
-    """Image, truth, prediction and the adapters' coarse map, one row an image."""
-    columns = {"image": images, "truth": masks, "prediction": model.segment(images)}
-    if "aux" in model.output:
-        coarse = keras.Model(model.input, model.output["aux"])
-        columns["coarse map"] = np.argmax(coarse.predict(images, verbose=0), -1)
-    rows = [
-        [image, *(ksa.pictures.colorize(labels, 255, colors) for labels in maps)]
-        for image, *maps in zip(*columns.values(), strict=True)
-    ]
-    ksa.pictures.panels(rows, list(columns), path)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from keras_segadapter.adapter import SegAdapter
 from keras_segadapter.head import MLPHead
 from keras_segadapter.stages import Stage, find_stages
 from keras_segadapter.training.losses import SegmentationCrossentropy
+from keras_segadapter.training.mask_loss import MaskLoss
 from keras_segadapter.training.metrics import MeanIoU
 from keras_segadapter.training.optimizers import AdamW
 from keras_segadapter.training.schedules import WarmupPoly
@@ -33,6 +34,7 @@ from keras_segadapter.models import (
 )
 from keras_segadapter.cost import CostReport, cost_report
 from keras_segadapter import data, pictures
+from keras_segadapter.training.watching import TrainingPictures
 from keras_segadapter.evaluation import Evaluation, evaluate
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Evaluation",
     "HighOrderSpatialAttention",
     "MLPHead",
+    "MaskLoss",
     "MeanIoU",
     "MiTB0",
     "MiTB1",
@@ -66,6 +69,7 @@ __all__ = [
     "Segmenter",
     "Stage",
     "TokensToMap",
+    "TrainingPictures",
     "WarmupPoly",
     "__version__",
     "build_segmenter",

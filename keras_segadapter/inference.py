@@ -178,6 +178,20 @@ def deepest_stride(model):
     return max(stage.stride for stage in model.stages)
 
 
+def fitted(model, images, multiple):
+    """Images `(B, H, W, C)` at a size that the model takes.
+
+    Padded to multiples of `multiple` by repeating the border at the bottom and right,
+    or resized to the size of a model of fixed size.
+    """
+    _, height, width, _ = images.shape
+    fixed = model.input_shape[1:3]
+    if None not in fixed:
+        return _resize(images, fixed)
+    below, right = -height % multiple, -width % multiple
+    return np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+
+
 def _size(size, short_side, scale, multiple):
     """Height and width that the model sees an image of `size` at."""
     if short_side is None and scale == 1:
@@ -207,13 +221,10 @@ def _windows(model, images, crop, stride, multiple):
 
 def _logits(model, images, multiple):
     _, height, width, _ = images.shape
-    fixed = model.input_shape[1:3]
-    if None not in fixed:
-        logits = model.predict_on_batch(_resize(images, fixed))
+    logits = model.predict_on_batch(fitted(model, images, multiple))
+    if None not in model.input_shape[1:3]:
         return _resize(logits, (height, width))  # (B, H, W, K)
-    below, right = -height % multiple, -width % multiple
-    padded = np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
-    return model.predict_on_batch(padded)[:, :height, :width]  # (B, H, W, K)
+    return logits[:, :height, :width]  # (B, H, W, K)
 
 
 def _resize(maps, size):

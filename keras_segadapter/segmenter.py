@@ -15,8 +15,10 @@ from keras_segadapter.head import MLPHead
 from keras_segadapter.inference import check_input, label_images
 from keras_segadapter.preprocessing import default_preprocessing
 from keras_segadapter.stages import Stage, resolve_taps
-from keras_segadapter.training.epochs import count_epochs
+from keras_segadapter.training.backups import Backup
+from keras_segadapter.training.epochs import ShuffledArrays, count_epochs
 from keras_segadapter.training.losses import SegmentationCrossentropy
+from keras_segadapter.training.mask_loss import wants_one_hot
 from keras_segadapter.training.metrics import MeanIoU
 from keras_segadapter.training.optimizers import AdamW
 from keras_segadapter.wiring import resolve_adapters, wire
@@ -138,7 +140,7 @@ class Segmenter(keras.Model):
         Raises:
             TypeError: If `ignore_class` is neither None, an id nor a list of ids.
             ValueError: If `aux_weight` is negative, a dict names another output, or a
-                loss takes probabilities where the model gives logits.
+                loss takes one-hot masks or probabilities, not ids and logits.
 
         Example:
 
@@ -170,6 +172,13 @@ class Segmenter(keras.Model):
                     f"{sorted(unknown)}. Its outputs are {list(self._output_keys)}."
                 )
         for each in loss.values() if _is_dict(loss) else [loss]:
+            if wants_one_hot(each):
+                raise ValueError(
+                    "Masks hold one class id a pixel, but this loss takes one-hot "
+                    f"masks: {each!r}. Give the loss itself, no name or function, to "
+                    "keras_segadapter.MaskLoss: compile(loss=keras_segadapter.MaskLoss("
+                    "keras.losses.Dice(axis=(0, 1, 2))))."
+                )
             if _takes_probabilities(each):
                 raise ValueError(
                     "The model gives logits, but this loss takes probabilities: "
@@ -210,7 +219,7 @@ class Segmenter(keras.Model):
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, *, backup=None, **kwargs):
         """Train on images and ONE integer mask each, as `keras.Model.fit`.
 
         Args:
@@ -220,17 +229,27 @@ class Segmenter(keras.Model):
             batch_size: Images a step where `x` is an array; Keras' default is 32.
             epochs: Passes over the data. A dataset with an attribute `epoch` (those of
                 `keras_segadapter.data`) is told the number of each.
+            backup: Folder, for this training alone, that keeps its state after each
+                epoch. The same call with the same folder, after a kill or an error,
+                goes on after the last epoch that was completed.
             **kwargs: As in `keras.Model.fit`. `shuffle` is False by default where `x`
                 is no array: a dataset has an order of its own.
 
         Returns:
-            Keras' `History`, with loss, logits_loss, aux_loss, mIoU and their val_.
+            Keras' `History`, with loss, logits_loss, aux_loss, mIoU and their val_; the
+            epochs before a resumption included.
 
         Raises:
             ValueError: If masks in memory (arrays, or the first batch of a PyDataset)
-                hold ids outside the classes or do not fit the images, or if
-                `class_weight` is given. Ids outside the classes from other sources make
-                the default loss NaN.
+                hold ids outside the classes or do not fit the images, if `class_weight`
+                is given, or if a backup does not fit the model. Ids outside the classes
+                from other sources make the default loss NaN.
+
+        A training that was resumed ends with the weights of one that was not where its
+        data and the random numbers at the start are the same: fix them with
+        `keras.utils.set_random_seed`. Arrays and datasets with an `epoch` are shuffled
+        by its number; the random states of dropout and stochastic depth are in the
+        backup. What callbacks remember (`EarlyStopping`, `ReduceLROnPlateau`) is not.
 
         Example: see `Segmenter`.
         """
@@ -247,10 +266,23 @@ class Segmenter(keras.Model):
             validation = kwargs.get("validation_data")
             pair = isinstance(validation, (tuple, list))
             self._check_data(*(validation[:2] if pair else [validation]))
+        callbacks = keras.tree.flatten(kwargs.pop("callbacks", None) or [])
+        if backup is not None:
+            backup = Backup(backup)
+            if y is not None:
+                x = self._in_epochs(x, y, batch_size, kwargs)
+                y = batch_size = None
+            start = backup.restore(self) or kwargs.get("initial_epoch", 0)
+            kwargs["initial_epoch"] = start
+            if hasattr(x, "epoch"):
+                x.epoch = start  # whatever it was in a fit that stopped
+            callbacks.append(backup)  # last: what the others change counts
         if hasattr(x, "epoch"):
-            callbacks = kwargs.get("callbacks") or []
-            kwargs["callbacks"] = [count_epochs(x), *keras.tree.flatten(callbacks)]
-        return super().fit(x, y, batch_size, epochs, **kwargs)
+            callbacks.insert(0, count_epochs(x))
+        history = super().fit(x, y, batch_size, epochs, callbacks=callbacks, **kwargs)
+        if backup is not None:
+            history.epoch, history.history = backup.epochs, backup.history
+        return history
 
     def test_step(self, *args):
         # The auxiliary loss is wanted in evaluation too, which calls without training.
@@ -323,6 +355,23 @@ class Segmenter(keras.Model):
         if images.ndim == 3:
             return label_images(self, images[None])[0]
         return label_images(self, images)
+
+    def _in_epochs(self, x, y, batch_size, kwargs):
+        """Arrays as a dataset with an `epoch`; takes what it needs out of `kwargs`."""
+        if kwargs.get("validation_split"):
+            raise ValueError(
+                "`validation_split` does not go with `backup`. Divide the arrays and "
+                "pass `validation_data`. Received: "
+                f"validation_split={kwargs['validation_split']}"
+            )
+        batch_size = 32 if batch_size is None else batch_size
+        kwargs.setdefault("validation_batch_size", batch_size)
+        weights = kwargs.pop("sample_weight", None)
+        shuffle, kwargs["shuffle"] = kwargs.get("shuffle", True), False
+        # The same in each process that sets the same seed.
+        seed = np.random.randint(2**31)
+        arrays = (x, y) if weights is None else (x, y, weights)
+        return ShuffledArrays(arrays, batch_size, shuffle, seed)
 
     def _check_data(self, x, y=None):
         """Stop before training on masks in memory that cannot be right."""
@@ -446,7 +495,7 @@ def build_segmenter(
     for argument, layer in (("head", head), ("preprocessing", preprocessing)):
         if not isinstance(layer, keras.Layer):
             raise TypeError(f"`{argument}` must be a Keras layer. Received: {layer!r}")
-    inputs, outputs = wire(
+    inputs, outputs, views = wire(
         backbone, num_classes, stages, adapters, head, aux, preprocessing
     )
     parts = types.SimpleNamespace(
@@ -457,6 +506,7 @@ def build_segmenter(
         head=head,
         aux=aux,
         preprocessing=preprocessing,
+        views=views,
     )
     return Segmenter(inputs, outputs, parts, name=name)
 

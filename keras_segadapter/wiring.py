@@ -23,26 +23,32 @@ def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
         preprocessing: Layer between the image and the backbone.
 
     Returns:
-        The image tensor and a dict of outputs at its size: "logits" and, where there
-        are adapters, "aux" ("sum") or "aux_s4", "aux_s8" and so on ("per_stage").
+        The image tensor; a dict of outputs at its size: "logits" and, where there are
+        adapters, "aux" ("sum") or "aux_s4", "aux_s8" and so on ("per_stage"); and a
+        dict of views `(B, h, w, any)`, a list over the stages each: the features "X"
+        and, where there are adapters, the adapted "Y" and the scores "S".
     """
     (image,) = keras.tree.flatten(as_functional(backbone).input)
     inputs = keras.Input(image.shape[1:], name="image")  # (B, H, W, C)
     prepared = preprocessing(inputs)
     features, scores = [], []
+    views = {"X": [], "Y": [], "S": scores}
+
+    def as_map(stage_features, grid):
+        return stage_features if grid is None else TokensToMap()([stage_features, grid])
 
     def insert(index, stage_features):
         is_tokens = len(stage_features.shape) == 3
         grid = _grid(prepared, stages[index].stride) if is_tokens else None
+        views["X"].append(as_map(stage_features, grid))
         if adapters:
             pair = [stage_features, grid]
             stage_features = adapters[index](pair if is_tokens else stage_features)
             if adapters[index].return_scores:
                 stage_features, stage_scores = stage_features
                 scores.append(stage_scores)
-        features.append(
-            TokensToMap()([stage_features, grid]) if is_tokens else stage_features
-        )
+            views["Y"].append(as_map(stage_features, grid))
+        features.append(views["Y" if adapters else "X"][-1])
         return stage_features
 
     splice(backbone, prepared, stages, insert)
@@ -60,7 +66,7 @@ def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
         for key, stage_scores in zip(stage_keys(stages), scores, strict=True):
             resize = ResizeLike(dtype="float32", name=f"aux_{key}")
             outputs[f"aux_{key}"] = resize([stage_scores, inputs])
-    return inputs, outputs
+    return inputs, outputs, views
 
 
 def resolve_adapters(adapters, stages, num_classes, aux):

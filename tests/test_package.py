@@ -31,7 +31,9 @@ READING_ORDER = [
     "stages",
     "preprocessing",
     "training.epochs",
+    "training.backups",
     "training.losses",
+    "training.mask_loss",
     "training.metrics",
     "training.optimizers",
     "training.schedules",
@@ -43,11 +45,13 @@ READING_ORDER = [
     "multiply_adds",
     "cost",
     "pictures",
+    "training.watching",
     "data.scenes",
     "data.labels",
     "data.label_table",
     "data.layouts",
     "data.picture_files",
+    "data.augmentation",
     "data.folders",
     "data.tfds",
     "data",
@@ -80,10 +84,11 @@ def test_the_reading_order_names_every_module():
 
 
 def test_one_file_knows_the_backend():
-    knows = re.compile(r"backend\.backend\(|import (tensorflow|torch|jax)\b")
+    knows = re.compile(r"backend\.backend\(|(import|from) (tensorflow|torch|jax)\b")
     files = [p.name for p in PACKAGE.rglob("*.py") if knows.search(p.read_text())]
-    # tfds.py opens tf.data's datasets, whichever backend trains on them.
-    assert sorted(files) == ["resize.py", "tfds.py"]
+    # tfds.py opens tf.data's datasets and watching.py writes TensorBoard's files,
+    # whichever backend trains.
+    assert sorted(files) == ["resize.py", "tfds.py", "watching.py"]
 
 
 def test_only_public_keras_names_and_no_assert():

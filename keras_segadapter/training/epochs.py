@@ -1,6 +1,7 @@
-"""Tells a dataset the number of each epoch, for trainings that resume."""
+"""The number of each epoch and the order that it makes, for trainings that resume."""
 
 import keras
+import numpy as np
 
 
 def count_epochs(data):
@@ -18,3 +19,33 @@ def count_epochs(data):
         data.epoch = max(start, first) + epoch - first
 
     return keras.callbacks.LambdaCallback(on_epoch_begin=begin)
+
+
+class ShuffledArrays(keras.utils.PyDataset):
+    """Batches of arrays, in an order made of `seed` and `epoch`.
+
+    Keras' own order comes from a random state that a new process has not.
+
+    Args:
+        arrays: Tuple or dict of arrays of one length, nested at will.
+        batch_size: Number of samples in a batch. The last batch may be smaller.
+        shuffle: Whether to give each epoch an order of its own.
+        seed: Non-negative integer.
+    """
+
+    def __init__(self, arrays, batch_size, shuffle, seed):
+        super().__init__()
+        self.arrays = keras.tree.map_structure(keras.ops.convert_to_numpy, arrays)
+        self.count = len(keras.tree.flatten(self.arrays)[0])
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.epoch = 0
+
+    def __len__(self):
+        return -(-self.count // self.batch_size)  # rounded up
+
+    def __getitem__(self, index):
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        return keras.tree.map_structure(lambda array: array[chosen], self.arrays)

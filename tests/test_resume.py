@@ -1,0 +1,235 @@
+"""A training that is stopped, however, goes on as if it had not been."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_segadapter as ksa
+from keras_segadapter.training.backups import Backup
+from keras_segadapter.training.epochs import ShuffledArrays
+
+ROOT = Path(__file__).parents[1]
+K = 3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (4, 16, 24, 3), "uint8")
+MASKS = RNG.integers(0, K, (4, 16, 24), "uint8")
+
+
+class Stop(keras.callbacks.Callback):
+    """Raises in the middle of an epoch, or after it."""
+
+    def __init__(self, epoch, batch=None):
+        super().__init__()
+        self.stop_epoch, self.stop_batch = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch) == (self.stop_epoch, self.stop_batch):
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.stop_batch is None and epoch == self.stop_epoch:
+            raise KeyboardInterrupt
+
+
+def build(make_backbone):
+    keras.utils.set_random_seed(1)
+    # Batch statistics, dropout, a schedule and averaged weights: all have a state.
+    # Adapters have no more of it, and take a backend seconds to compile.
+    head = ksa.MLPHead(K, 4, dropout=0.3)
+    model = ksa.build_segmenter(make_backbone((4,)), K, head=head, adapters=False)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, 6)
+    model.compile(ksa.AdamW(schedule, use_ema=True, ema_overwrite_frequency=None))
+    return model
+
+
+def state(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+def assert_equal(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def train(model, *stop, **options):
+    options = dict(batch_size=2, epochs=3, verbose=0) | options
+    return model.fit(IMAGES, MASKS, callbacks=list(stop), **options)
+
+
+def test_stopped_and_resumed_ends_where_it_would_have(tiny_backbone, tmp_path):
+    through = build(tiny_backbone)
+    expected = train(through, backup=tmp_path / "through")
+    stopped = build(tiny_backbone)
+    # Twice in the second epoch, and after it, before the backup.
+    for stop in (Stop(1, 0), Stop(1, 1), Stop(1)):
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, stop, backup=tmp_path / "stopped")
+    resumed = build(tiny_backbone)
+    history = train(resumed, backup=tmp_path / "stopped")
+    assert_equal(state(resumed), state(through))
+    assert history.epoch == [0, 1, 2]
+    assert history.history == expected.history
+    assert len(history.history["mIoU"]) == 3
+    # Once more: nothing is left to do.
+    assert train(stopped, backup=tmp_path / "stopped").history == expected.history
+    assert_equal(state(stopped), state(through))
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
+        stopped.compile(keras.optimizers.SGD())
+        train(stopped, backup=tmp_path / "stopped")
+    assert "optimizer" in str(error.value)
+
+
+def backup_of(model, folder):
+    """What two epochs leave, without training."""
+    backup = Backup(folder)
+    backup.set_model(model)
+    assert backup.restore(model) == 0
+    for epoch in range(2):
+        backup.on_epoch_end(epoch, {"loss": np.float32(1 / (epoch + 1))})
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_kill_while_the_backup_is_written_costs_an_epoch_at_most(
+    tiny_backbone, tmp_path
+):
+    model, folder = build(tiny_backbone), tmp_path / "backup"
+    assert backup_of(model, folder) == ["epoch_0002.weights.h5", "state.json"]
+    kept = state(model)
+    # Torn files of the third epoch, and a state that was not yet given its name.
+    whole = (folder / "epoch_0002.weights.h5").read_bytes()
+    (folder / "epoch_0003.weights.h5").write_bytes(whole[: len(whole) // 2])
+    (folder / "state.json.new").write_text('{"weights": "epo')
+    for variable in model.variables:
+        variable.assign(np.zeros(variable.shape, variable.dtype))
+    backup = Backup(folder)
+    backup.set_model(model)
+    assert backup.restore(model) == 2
+    assert backup.history == {"loss": [1.0, 0.5]}
+    assert_equal(state(model), kept)
+    backup.on_epoch_end(2, {"loss": 0.25})
+    assert Backup(folder).restore(model) == 3
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["epoch_0003.weights.h5", "state.json"]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("epoch_0002.weights.h5", None),
+        ("epoch_0002.weights.h5", "no weights"),
+        ("state.json", "{"),
+        ("state.json", "{}"),
+    ],
+)
+def test_a_backup_that_was_damaged_gets_a_sentence(
+    tiny_backbone, tmp_path, name, content
+):
+    model = build(tiny_backbone)
+    backup_of(model, tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    words = f"backup in {tmp_path} cannot be loaded: [^$]*or another folder"
+    with pytest.raises(ValueError, match=words):
+        Backup(tmp_path).restore(model)
+
+
+def test_what_does_not_go_with_a_backup_gets_a_sentence(tiny_backbone, tmp_path):
+    model = build(tiny_backbone)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"`backup` must be a folder, but .*file is"):
+        train(model, backup=tmp_path / "file")
+    with pytest.raises(ValueError, match="`validation_split` does not go with"):
+        train(model, backup=tmp_path / "folder", validation_split=0.5)
+
+
+def test_arrays_in_an_order_of_seed_and_epoch():
+    arrays = (np.arange(7), {"a": np.arange(7) * 10})
+    data = ShuffledArrays(arrays, 3, True, seed=5)
+
+    def read():
+        xs, ys = zip(*(data[i] for i in range(len(data))), strict=True)
+        assert [len(x) for x in xs] == [3, 3, 1]
+        x = np.concatenate(xs)
+        np.testing.assert_array_equal(np.concatenate([y["a"] for y in ys]), 10 * x)
+        return x.tolist()
+
+    first = read()
+    data.epoch = 3
+    assert sorted(first) == sorted(read()) == list(range(7)) and first != read()
+    assert read() == read()
+    data.epoch = 0
+    assert read() == first
+    data = ShuffledArrays(arrays, 3, True, seed=6)
+    assert read() != first
+    data = ShuffledArrays(arrays, 3, False, seed=5)
+    assert read() == list(range(7))
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "examples/train.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def epochs_behind(out):
+    path = out / "backup/state.json"
+    return len(json.loads(path.read_text())["epochs"]) if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_the_example_killed_three_times_ends_where_it_would_have(tmp_path):
+    seed = random.SystemRandom().randrange(1000)
+    print(f"moments by the seed {seed}")
+    moments = random.Random(seed)
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/masks").mkdir()
+    for i, (image, mask) in enumerate(zip(*ksa.data.make_scenes(20), strict=True)):
+        Image.fromarray(image).save(tmp_path / f"data/images/{i:02}.png")
+        Image.fromarray(mask).save(tmp_path / f"data/masks/{i:02}.png")
+    options = ["--data", tmp_path / "data", "--classes", 8, "--batch", 2]
+    options += ["--epochs", 5]
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    assert start(*options, "--out", through).wait() == 0
+    written = [through / f"pictures/epoch_000{i}.png" for i in (4, 5)]
+    epoch = np.diff([path.stat().st_mtime for path in written])[0]  # seconds
+    options += ["--out", killed, "--resume"]
+    for kill in range(3):
+        before, patience = epochs_behind(killed), time.monotonic() + 300
+        process = start(*options)
+        # In the first epoch, which compiles; then in the one after next: in its
+        # training, validation, pictures or backup.
+        while time.monotonic() < patience and (
+            epochs_behind(killed) == before if kill else not killed.exists()
+        ):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, epoch))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        print(f"killed after {epochs_behind(killed)} epochs")
+    assert start(*options).wait() == 0
+    models = (keras.models.load_model(out / "model.keras") for out in (killed, through))
+    # Seeds of dropout are not in a model's file; the backup's, below, has them.
+    ours, theirs = ([*m.weights, *m.optimizer.variables] for m in models)
+    assert_equal(
+        *(map(keras.ops.convert_to_numpy, values) for values in (ours, theirs))
+    )
+    ours, theirs = (out / "backup/state.json" for out in (killed, through))
+    assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
