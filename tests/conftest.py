@@ -12,13 +12,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import keras
 import pytest
 
+# For `compile(run_eagerly=EAGER)` in tests of a step or two that are about no graph:
+# TensorFlow traces for longer than those take; JAX compiles each operation by itself.
+EAGER = keras.backend.backend() != "jax"
+
 
 @pytest.fixture(autouse=True)
 def seed():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_backbone():
     """Function that builds a residual net, one block a stage, strides 4, 8, ..."""
 

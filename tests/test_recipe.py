@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 
 import keras_segadapter as ksa
 from keras_segadapter import WarmupPoly, paper_optimizer
@@ -18,8 +19,6 @@ K = 3
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 32, 32, 3), "uint8")
 MASKS = RNG.integers(0, K, (5, 32, 32), "uint8")
-# A few steps: TensorFlow compiles for longer than those take, JAX runs for longer.
-EAGER = keras.backend.backend() != "jax"
 
 
 @keras.saving.register_keras_serializable("test_recipe")

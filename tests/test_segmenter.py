@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 
 import keras_segadapter as ksa
 from keras_segadapter import SegAdapter, build_segmenter
@@ -119,6 +120,7 @@ def test_compile_with_a_loss_for_one_output_and_metrics_by_output(tiny_backbone)
     model.compile(
         loss={"logits": crossentropy()},
         metrics={"logits": [ksa.MeanIoU(K)], "aux": ["accuracy"]},
+        run_eagerly=EAGER,
     )
     result = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
     assert set(result) == {"loss", "logits_mIoU", "aux_accuracy"}
@@ -126,7 +128,7 @@ def test_compile_with_a_loss_for_one_output_and_metrics_by_output(tiny_backbone)
 
 def test_a_mask_for_each_output(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
-    model.compile()
+    model.compile(run_eagerly=EAGER)
     one = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
     masks = {"logits": MASKS, "aux": (MASKS + 1) % K}
     other = model.evaluate(IMAGES, masks, verbose=0, return_dict=True)
@@ -144,7 +146,7 @@ def test_a_mask_for_each_output(tiny_backbone):
 )
 def test_the_other_auxiliary_outputs(tiny_backbone, options, outputs):
     model = build_segmenter(tiny_backbone(), K, **options)
-    model.compile()
+    model.compile(run_eagerly=EAGER)
     history = model.fit(IMAGES, MASKS, verbose=0).history
     losses = {"loss", *(f"{name}_loss" for name in outputs)}
     losses |= {"logits_loss"} if outputs else set()
@@ -155,7 +157,7 @@ def test_ignored_ids_reach_loss_and_metric(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     masks = MASKS.copy()
     masks[:, :20], masks[:, 20:30] = 255, 77
-    model.compile(ignore_class=[255, 77])
+    model.compile(ignore_class=[255, 77], run_eagerly=EAGER)
     result = model.evaluate(IMAGES, masks, verbose=0, return_dict=True)
     assert np.isfinite(result["loss"])
     counted = model.metrics[1].metrics[0].confusion_matrix().sum()
@@ -187,7 +189,8 @@ def torch_loader():
 @pytest.mark.parametrize("source", [Batches, tf_data, torch_loader])
 def test_every_source_of_data_gives_the_same_loss(tiny_backbone, source):
     model = build_segmenter(tiny_backbone(), K)
-    model.compile()
+    # In a graph, TensorFlow's own datasets have no known batch size.
+    model.compile(run_eagerly=EAGER and source is not tf_data)
     expected = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
     result = model.evaluate(source(), verbose=0, return_dict=True)
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
@@ -198,7 +201,7 @@ def test_a_frozen_backbone_keeps_weights_and_statistics(tiny_backbone):
     backbone = tiny_backbone()
     model = build_segmenter(backbone, K)
     backbone.trainable = False
-    model.compile(keras.optimizers.SGD(0.1))
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=EAGER)
     before = weights(backbone.layers)
     adapters = [layer for layer in model.layers if isinstance(layer, SegAdapter)]
     adapters_before = weights(adapters)
@@ -292,7 +295,7 @@ def test_mixed_precision_trains_with_float32_logits(tiny_backbone, policy):
         model = build_segmenter(tiny_backbone(), K)
     finally:
         keras.config.set_dtype_policy("float32")
-    model.compile()
+    model.compile(run_eagerly=EAGER)
     assert np.isfinite(model.fit(IMAGES, MASKS, verbose=0).history["loss"][0])
     assert keras.backend.standardize_dtype(model(IMAGES[:1]).dtype) == "float32"
 
