@@ -11,6 +11,7 @@ from keras_segadapter.checks import (
     check_num_classes,
     ignored_ids,
 )
+from keras_segadapter.folding import fold
 from keras_segadapter.head import MLPHead
 from keras_segadapter.inference import check_input, label_images
 from keras_segadapter.preprocessing import default_preprocessing
@@ -70,9 +71,8 @@ class Segmenter(keras.Model):
         # model's parts.
         self._parts = parts
         self._output_keys = tuple(outputs)
-        # The graph without the auxiliary path, for all but training; a bound method for
-        # the same reason.
-        self._call_logits = keras.Model(inputs, outputs["logits"]).call
+        # The graph without the auxiliary path, for all but training.
+        parts.logits_model = keras.Model(inputs, outputs["logits"])
         self._scoring = False
         self._metrics_by_output = False
 
@@ -97,7 +97,7 @@ class Segmenter(keras.Model):
     def call(self, inputs, training=None, mask=None, aux=None):
         if self._gives_all(training, aux):
             return super().call(inputs, training=training, mask=mask)
-        return self._call_logits(inputs, training=training, mask=mask)
+        return self._parts.logits_model.call(inputs, training=training, mask=mask)
 
     def compute_output_spec(self, inputs, training=None, mask=None, aux=None):
         outputs = super().compute_output_spec(inputs)
@@ -355,6 +355,45 @@ class Segmenter(keras.Model):
         if images.ndim == 3:
             return label_images(self, images[None])[0]
         return label_images(self, images)
+
+    def for_inference(self, labels=False):
+        """The model to deploy: the same logits from less work, and no coarse path.
+
+        Batch norms are folded into the layers in front of them, `mu` and `Linear after
+        Cls` of the adapters and the head's batch norms into linear layers; dropout
+        is left out. Adapters on the tokens of a vision transformer stay as they are.
+        What has nothing to fold is shared with this model, so make it after training.
+
+        Args:
+            labels: Whether the output is class ids instead of logits.
+
+        Returns:
+            A functional `keras.Model` of plain layers, from images `(B, H, W, C)` as
+            this model takes them to float32 logits `(B, H, W, K)`, or class ids
+            `(B, H, W)`: uint8 up to 256 classes, int32 beyond. It can be saved,
+            and exported by `model.export`.
+
+        Example:
+
+        ```python
+        import keras
+        import numpy as np
+        import keras_segadapter as ksa
+
+        backbone = keras.Sequential(
+            [keras.Input((None, None, 3)), keras.layers.Conv2D(8, 4, 4)]
+        )
+        model = ksa.build_segmenter(backbone, num_classes=3)
+        deployed = model.for_inference(labels=True)
+        print(deployed(np.zeros((1, 32, 48, 3), "float32")).shape)  # (1, 32, 48)
+        ```
+        """
+        folded = fold(self._parts.logits_model, f"{self.name}_inference")
+        if not labels:
+            return folded
+        ids = keras.ops.argmax(folded.output, axis=-1)  # (B, H, W)
+        ids = keras.ops.cast(ids, "uint8" if self.num_classes <= 256 else "int32")
+        return keras.Model(folded.input, ids, name=folded.name)
 
     def _in_epochs(self, x, y, batch_size, kwargs):
         """Arrays as a dataset with an `epoch`; takes what it needs out of `kwargs`."""

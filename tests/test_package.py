@@ -38,6 +38,7 @@ READING_ORDER = [
     "training.optimizers",
     "training.schedules",
     "wiring",
+    "folding",
     "inference",
     "segmenter",
     "training.recipe",

@@ -1,0 +1,188 @@
+"""The model for deployment: the same numbers from fewer and plainer layers."""
+
+import itertools
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_segadapter.adapter import SegAdapter
+from keras_segadapter.head import MLPHead
+from keras_segadapter.replay import replay, symbolic_tensors
+from keras_segadapter.resize import ResizeLike
+
+# Linear but for an activation; the last kernel makes the channels of the output.
+LINEAR = (layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
+# Nothing at inference, yet a call each.
+IDLE = (layers.Dropout, layers.SpatialDropout2D, layers.Identity)
+
+
+def fold(model, name):
+    """A functional model again, folded.
+
+    A batch norm goes into the linear layer or convolution in front of it. Adapters on
+    feature maps and the head become plain layers, with what is linear in them
+    multiplied out. All that has nothing to fold is the same layer as in `model`.
+    """
+    norms = norms_to_fold(model)
+    gone = {position for position, _ in norms.values()}
+    positions = itertools.count()
+
+    def visit(operation, *args, **kwargs):
+        position = next(positions)
+        if position in norms:
+            return with_norm(operation, norms[position][1], args[0])
+        if position in gone or type(operation) in IDLE:
+            return args[0]
+        if type(operation) is SegAdapter and isinstance(args[0], keras.KerasTensor):
+            return folded_adapter(operation, args[0])
+        if type(operation) is MLPHead:
+            return folded_head(operation, args[0])
+        return operation(*args, **kwargs)
+
+    inputs = keras.Input(model.input_shape[1:], name="image")
+    (outputs,), _ = replay(model, [inputs], visit)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def norms_to_fold(model):
+    """For positions of linear calls: the position and layer of the norm behind it."""
+    calls, readers = [], {}
+
+    def visit(operation, *args, **kwargs):
+        outputs = operation(*args, **kwargs)
+        for tensor in symbolic_tensors((args, kwargs)):
+            readers.setdefault(id(tensor), []).append(len(calls))
+        calls.append((operation, symbolic_tensors(outputs), kwargs))
+        return outputs
+
+    results, _ = replay(model, [keras.Input(model.input_shape[1:])], visit)
+    kept = {id(tensor) for tensor in results}
+    operations = [operation for operation, _, _ in calls]
+    norms = {}
+    for position, (operation, outputs, _) in enumerate(calls):
+        read_at = readers.get(id(outputs[0]), [])
+        if len(read_at) != 1 or id(outputs[0]) in kept:
+            continue
+        norm, _, options = calls[read_at[0]]
+        if (
+            type(operation) in LINEAR
+            and operation.activation is keras.activations.linear
+            and operations.count(operation) == 1  # its name will be the new layer's
+            and type(norm) is layers.BatchNormalization
+            and norm.axis in (-1, len(outputs[0].shape) - 1)
+            and not options.get("training")
+        ):
+            norms[position] = (read_at[0], norm)
+    return norms
+
+
+def with_norm(layer, norm, inputs):
+    """What a linear layer and the batch norm behind it give, from one layer."""
+    scale, shift = affine(norm)
+    *kernels, kernel = layer.get_weights()[: -1 if layer.use_bias else None]
+    bias = layer.get_weights()[-1] if layer.use_bias else 0.0
+    if type(layer) is layers.DepthwiseConv2D:
+        kernel = kernel * scale.reshape(kernel.shape[-2:])
+    else:
+        kernel = kernel * scale
+    new = type(layer).from_config({**layer.get_config(), "use_bias": True})
+    outputs = new(inputs)
+    new.set_weights([*kernels, kernel, bias * scale + shift])
+    return outputs
+
+
+def folded_adapter(adapter, features):
+    """Equations 3 to 6 from plain layers, `mu` in the last one's weights."""
+    for block, (norm, attention, expansion, contraction, scale) in enumerate(
+        zip(
+            adapter.norms,
+            adapter.attentions,
+            adapter.expansions,
+            adapter.contractions,
+            adapter.scales,
+            strict=True,
+        )
+    ):
+        prefix = f"{adapter.name}_{block + 1}"
+        x = norm(features)  # (B, H, W, C)
+        scores = attention.classifier(x)  # (B, H, W, K)
+        visual, semantic = attention.visual, attention.semantic
+        gate = visual.norm(visual.pointwise(visual.depthwise(x)))
+        semantic_gate = semantic.norm(semantic.pointwise(semantic.depthwise(scores)))
+        if x.shape[-1] < adapter.num_classes:
+            # Linear after linear: C to C instead of K to C.
+            kernel, bias = _arrays(attention.classifier)
+            second, second_bias = _arrays(semantic.value)
+            weights = kernel @ second, bias @ second + second_bias
+            value = _dense(semantic.value, weights, x, f"{prefix}_value")
+        else:
+            value = semantic.value(scores)
+        factors = [gate, visual.value(x), semantic_gate, value]  # (B, H, W, C) each
+        if adapter.compute_dtype == "float16":
+            factors = [ops.cast(factor, "float32") for factor in factors]
+        attended = (factors[0] * factors[1]) * (factors[2] * factors[3])
+        hidden = ops.gelu(expansion(attended), approximate=False)
+        kernel, bias = _arrays(contraction)
+        mu = ops.convert_to_numpy(scale).astype("float64")
+        update = _dense(contraction, (kernel * mu, bias * mu), hidden, f"{prefix}_out")
+        features = features + ops.cast(update, features.dtype)  # (B, H, W, C)
+    return (features, scores) if adapter.return_scores else features
+
+
+def folded_head(head, inputs):
+    """The decode head from plain layers, its batch norms in their weights."""
+    scale, shift = affine(head.projection_norm)
+    projection = ops.convert_to_numpy(head.projection).astype("float64") * scale
+    parts = []
+    for i, (features, linear, norm, weight) in enumerate(
+        zip(
+            inputs,
+            head.linears,
+            head.norms,
+            np.split(projection, len(inputs)),  # (C_d, C_d) each
+            strict=True,
+        )
+    ):
+        stage_scale, stage_shift = affine(norm)
+        (kernel,) = _arrays(linear)
+        prefix = f"{head.name}_{i + 1}"
+        weights = kernel * stage_scale, stage_shift
+        hidden = _dense(linear, weights, features, f"{prefix}_linear")
+        hidden = ops.gelu(hidden, approximate=False)  # (B, H_i, W_i, C_d)
+        weights = (weight, shift if i == 0 else np.zeros_like(shift))
+        part = _dense(linear, weights, hidden, f"{prefix}_projection")
+        if i > 0:
+            resize = ResizeLike(dtype=linear.compute_dtype, name=f"{prefix}_resize")
+            part = resize([part, parts[0]])
+        parts.append(part)  # (B, H_1, W_1, C_d)
+    fused = ops.gelu(sum(parts[1:], parts[0]), approximate=False)
+    return head.classifier(fused)  # (B, H_1, W_1, K)
+
+
+def affine(norm):
+    """Scale and shift of a batch norm at inference, float64."""
+    mean, variance = norm.moving_mean, norm.moving_variance
+    mean, variance = (
+        ops.convert_to_numpy(value).astype("float64") for value in (mean, variance)
+    )
+    scale = 1 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        scale = scale * ops.convert_to_numpy(norm.gamma)
+    shift = -mean * scale
+    if norm.center:
+        shift = shift + ops.convert_to_numpy(norm.beta)
+    return scale, shift
+
+
+def _arrays(layer):
+    return [weight.astype("float64") for weight in layer.get_weights()]
+
+
+def _dense(like, weights, inputs, name):
+    """A Dense layer with these weights, of the precision of the layer `like`."""
+    kernel, _ = weights
+    new = layers.Dense(kernel.shape[-1], dtype=like.dtype_policy, name=name)
+    outputs = new(inputs)
+    new.set_weights(weights)
+    return outputs
