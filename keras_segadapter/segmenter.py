@@ -73,7 +73,10 @@ class Segmenter(keras.Model):
         self._output_keys = tuple(outputs)
         # The graph without the auxiliary path, for all but training.
         parts.logits_model = keras.Model(inputs, outputs["logits"])
+        # Set while a step runs whose losses resize the scores themselves.
+        self._stepping = False
         self._scoring = False
+        self._rows = None
         self._metrics_by_output = False
 
     @property
@@ -95,6 +98,8 @@ class Segmenter(keras.Model):
         return super().__call__(inputs, *args, aux=aux, **kwargs)
 
     def call(self, inputs, training=None, mask=None, aux=None):
+        if self._stepping and self._rows:
+            return self._parts.scores_model.call(inputs, training=training, mask=mask)
         if self._gives_all(training, aux):
             return super().call(inputs, training=training, mask=mask)
         return self._parts.logits_model.call(inputs, training=training, mask=mask)
@@ -194,8 +199,11 @@ class Segmenter(keras.Model):
                 loss_weights["logits"] = 1.0
         if _is_dict(loss_weights):
             loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
+        self._rows = _rows_of(loss.values())
         if metrics is None:
-            metrics = [MeanIoU(self.num_classes, ids)]
+            metrics = [MeanIoU(self.num_classes, ids, self._rows)]
+        if self._rows:
+            _check_resize(keras.tree.flatten(metrics))
         self._metrics_by_output = _is_dict(metrics)
         self._jit_requested = jit_compile
         super().compile(
@@ -284,13 +292,20 @@ class Segmenter(keras.Model):
             history.epoch, history.history = backup.epochs, backup.history
         return history
 
+    def train_step(self, *args):
+        self._stepping = True
+        try:
+            return super().train_step(*args)
+        finally:
+            self._stepping = False
+
     def test_step(self, *args):
         # The auxiliary loss is wanted in evaluation too, which calls without training.
-        self._scoring = True
+        self._stepping = self._scoring = True
         try:
             return super().test_step(*args)
         finally:
-            self._scoring = False
+            self._stepping = self._scoring = False
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -534,7 +549,7 @@ def build_segmenter(
     for argument, layer in (("head", head), ("preprocessing", preprocessing)):
         if not isinstance(layer, keras.Layer):
             raise TypeError(f"`{argument}` must be a Keras layer. Received: {layer!r}")
-    inputs, outputs, views = wire(
+    inputs, outputs, at_stride, views = wire(
         backbone, num_classes, stages, adapters, head, aux, preprocessing
     )
     parts = types.SimpleNamespace(
@@ -546,8 +561,31 @@ def build_segmenter(
         aux=aux,
         preprocessing=preprocessing,
         views=views,
+        scores_model=keras.Model(inputs, at_stride),
     )
     return Segmenter(inputs, outputs, parts, name=name)
+
+
+def _rows_of(losses):
+    """Rows at a time of losses that resize the scores themselves; None for others."""
+    rows = {getattr(loss, "rows", None) for loss in losses}
+    if rows != {None} and None in rows:
+        raise ValueError(
+            "Either all losses take smaller scores or none: give every "
+            "SegmentationCrossentropy the same `rows`, or none. Received: losses with "
+            f"rows={sorted(rows, key=str)}"
+        )
+    return max(rows, key=str)
+
+
+def _check_resize(metrics):
+    for metric in metrics:
+        if getattr(metric, "rows", None) is None:
+            raise ValueError(
+                "The loss takes scores smaller than the mask, so the metrics must as "
+                "well: use keras_segadapter.MeanIoU(num_classes, rows=16), or "
+                f"metrics=[], or a loss without `rows`. Received: {metric!r}"
+            )
 
 
 def _takes_probabilities(loss):

@@ -24,9 +24,10 @@ def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
 
     Returns:
         The image tensor; a dict of outputs at its size: "logits" and, where there are
-        adapters, "aux" ("sum") or "aux_s4", "aux_s8" and so on ("per_stage"); and a
-        dict of views `(B, h, w, any)`, a list over the stages each: the features "X"
-        and, where there are adapters, the adapted "Y" and the scores "S".
+        adapters, "aux" ("sum") or "aux_s4", "aux_s8" and so on ("per_stage"); the same
+        before they are resized to it; and a dict of views `(B, h, w, any)`, a list over
+        the stages each: the features "X" and, where there are adapters, the adapted "Y"
+        and the scores "S".
     """
     (image,) = keras.tree.flatten(as_functional(backbone).input)
     inputs = keras.Input(image.shape[1:], name="image")  # (B, H, W, C)
@@ -58,15 +59,17 @@ def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
             "`head` must turn a list of feature maps into class scores (batch, height, "
             f"width, {num_classes}). Received: head={head!r}, which gave {main}"
         )
-    outputs = {"logits": ResizeLike(dtype="float32", name="logits")([main, inputs])}
+    at_stride = {"logits": main}
     if adapters and aux == "sum":
-        coarse = _add_at_finest(scores)  # (B, H/4, W/4, K)
-        outputs["aux"] = ResizeLike(dtype="float32", name="aux")([coarse, inputs])
+        at_stride["aux"] = _add_at_finest(scores)  # (B, H/4, W/4, K)
     elif adapters and aux == "per_stage":
         for key, stage_scores in zip(stage_keys(stages), scores, strict=True):
-            resize = ResizeLike(dtype="float32", name=f"aux_{key}")
-            outputs[f"aux_{key}"] = resize([stage_scores, inputs])
-    return inputs, outputs, views
+            at_stride[f"aux_{key}"] = stage_scores
+    outputs = {
+        key: ResizeLike(dtype="float32", name=key)([small, inputs])
+        for key, small in at_stride.items()
+    }
+    return inputs, outputs, at_stride, views
 
 
 def resolve_adapters(adapters, stages, num_classes, aux):

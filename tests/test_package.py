@@ -32,6 +32,7 @@ READING_ORDER = [
     "preprocessing",
     "training.epochs",
     "training.backups",
+    "training.blockwise",
     "training.losses",
     "training.mask_loss",
     "training.metrics",

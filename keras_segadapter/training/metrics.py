@@ -5,7 +5,13 @@ import numpy as np
 from keras import ops
 
 from keras_segadapter.checks import check_num_classes, ignored_ids
-from keras_segadapter.training.losses import counted_pixels, integer_labels
+from keras_segadapter.training.blockwise import resized_argmax_counts
+from keras_segadapter.training.losses import (
+    check_rows,
+    counted_pixels,
+    integer_labels,
+    to_resize,
+)
 
 # The matrix is kept in two int32 parts, matrix = high * LIMB + low: JAX has no int64 by
 # default, and COCO-Stuff's training pixels do not fit into int32.
@@ -25,6 +31,7 @@ class MeanIoU(keras.metrics.Metric):
     Args:
         num_classes: Number of classes K, at least 2.
         ignore_class: Id of void pixels, several ids, or None.
+        rows: As in `SegmentationCrossentropy`.
         name: Name of the metric in logs and history.
         **kwargs: `dtype`, as in `keras.metrics.Metric`.
 
@@ -51,10 +58,11 @@ class MeanIoU(keras.metrics.Metric):
     ```
     """
 
-    def __init__(self, num_classes, ignore_class=255, name="mIoU", **kwargs):
+    def __init__(self, num_classes, ignore_class=255, rows=None, name="mIoU", **kwargs):
         super().__init__(name=name, **kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.ignore_class = ignored_ids(ignore_class)
+        self.rows = check_rows(rows)
         self.low, self.high = (
             self.add_weight(
                 shape=(num_classes, num_classes),
@@ -77,22 +85,32 @@ class MeanIoU(keras.metrics.Metric):
                 f"Predictions must have {self.num_classes} channels, one a class. "
                 f"Received: predictions of shape {tuple(y_pred.shape)}"
             )
-        labels = integer_labels(y_true, y_pred)  # (B, H, W)
-        predicted = ops.cast(ops.argmax(y_pred, axis=-1), "int32")  # (B, H, W)
+        labels = integer_labels(y_true, y_pred, self.rows)  # (B, H, W)
+        if to_resize(labels, y_pred, self.rows):
+            scores = ops.cast(y_pred, "float32")  # (B, h, w, K)
+            counts = resized_argmax_counts(
+                self._count, labels, scores, self.rows, self.num_classes**2
+            )
+        else:
+            predicted = ops.cast(ops.argmax(y_pred, axis=-1), "int32")  # (B, H, W)
+            counts = self._count(labels, predicted)
+        low = self.low + ops.reshape(counts, (self.num_classes, self.num_classes))
+        carry = low // LIMB
+        self.low.assign(low - carry * LIMB)
+        self.high.assign(self.high + carry)
+
+    def _count(self, labels, predicted):
+        """Pixels by true and predicted class, int32 `(K*K,)`."""
         # Ids outside the classes have no row in the matrix.
         counted = counted_pixels(labels, self.ignore_class)
         counted = ops.logical_and(counted, labels >= 0)
         counted = ops.logical_and(counted, labels < self.num_classes)
         cells = ops.where(counted, labels * self.num_classes + predicted, 0)
-        counts = ops.segment_sum(
+        return ops.segment_sum(
             ops.cast(ops.reshape(counted, (-1,)), "int32"),
             ops.reshape(cells, (-1,)),
             num_segments=self.num_classes**2,
         )
-        low = self.low + ops.reshape(counts, (self.num_classes, self.num_classes))
-        carry = low // LIMB
-        self.low.assign(low - carry * LIMB)
-        self.high.assign(self.high + carry)
 
     def result(self):
         matrix = ops.cast(self.high, "float32") * LIMB + ops.cast(self.low, "float32")
@@ -120,7 +138,11 @@ class MeanIoU(keras.metrics.Metric):
 
     def get_config(self):
         config = super().get_config()
-        config.update(num_classes=self.num_classes, ignore_class=self.ignore_class)
+        config.update(
+            num_classes=self.num_classes,
+            ignore_class=self.ignore_class,
+            rows=self.rows,
+        )
         return config
 
 

@@ -1,0 +1,182 @@
+"""Losses and metrics that resize small scores a few rows at a time."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import EAGER
+from keras import ops
+
+import keras_segadapter as ksa
+from keras_segadapter.resize import resize_bilinear
+
+# Of a height that the blocks do not divide, by a factor that is no integer.
+SIZE, SMALL, CLASSES, ROWS = (22, 27), (6, 7), 5, 4
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, 3, (2, *SMALL, CLASSES)).astype("float32")
+    labels = rng.integers(0, CLASSES, (2, *SIZE)).astype("int32")
+    labels[:, :3] = 255
+    return labels, scores
+
+
+def gradient(loss, labels, scores, **kwargs):
+    """Value and gradient by the scores, as a training step takes them."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def step(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = loss(labels, x, **kwargs)
+            return value, tape.gradient(value, x)
+
+        return step(tf.constant(scores))
+    if backend == "jax":
+        import jax
+
+        return jax.jit(jax.value_and_grad(lambda x: loss(labels, x, **kwargs)))(scores)
+    x = ops.convert_to_tensor(scores).requires_grad_()
+    value = loss(labels, x, **kwargs)
+    value.backward()
+    return value, x.grad
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_value_and_gradient_are_those_of_the_resized_logits(weighted):
+    labels, scores = batch()
+    rng = np.random.default_rng(1)
+    options, weights = {}, {}
+    if weighted:
+        options["class_weight"] = [1.0, 2.0, 0.0, 4.0, 0.5]
+        weights["sample_weight"] = rng.uniform(0, 2, labels.shape).astype("float32")
+    plain = ksa.SegmentationCrossentropy(**options)
+
+    def on_logits(labels, scores, **kwargs):
+        return plain(labels, resize_bilinear(scores, *SIZE), **kwargs)
+
+    expected = gradient(on_logits, labels, scores, **weights)
+    blockwise = ksa.SegmentationCrossentropy(rows=ROWS, **options)
+    found = gradient(blockwise, labels, scores, **weights)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5
+        )
+    assert np.abs(ops.convert_to_numpy(found[1])).max() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 22, 100])
+def test_any_number_of_rows_and_weights_of_images(rows):
+    labels, scores = batch()
+    logits = resize_bilinear(scores, *SIZE)
+    images = np.array([1.0, 3.0], "float32")
+    expected = ksa.SegmentationCrossentropy()(labels, logits, images)
+    found = ksa.SegmentationCrossentropy(rows=rows)(labels, scores, images)
+    np.testing.assert_allclose(float(found), float(expected), atol=1e-5)
+    # Masks with a channel, and logits that have their size already.
+    same = ksa.SegmentationCrossentropy(rows=rows)(labels[..., None], logits, images)
+    np.testing.assert_allclose(float(same), float(expected), atol=1e-6)
+
+
+def test_void_alone_gives_zero_and_foreign_ids_nan():
+    labels, scores = batch()
+    loss = ksa.SegmentationCrossentropy(rows=ROWS)
+    assert float(loss(np.full_like(labels, 255), scores)) == 0.0
+    labels[0, 10, 10] = CLASSES
+    assert np.isnan(float(loss(labels, scores)))
+
+
+def test_the_metric_counts_the_same_pixels():
+    labels, scores = batch()
+    labels[1, 5, 5] = 77  # no class
+    whole, by_rows = ksa.MeanIoU(CLASSES), ksa.MeanIoU(CLASSES, rows=ROWS)
+    whole.update_state(labels, resize_bilinear(scores, *SIZE))
+    by_rows.update_state(labels, scores)
+    np.testing.assert_array_equal(by_rows.confusion_matrix(), whole.confusion_matrix())
+    assert by_rows.confusion_matrix().sum() == 2 * (22 - 3) * 27 - 1
+    assert by_rows.get_config()["rows"] == ROWS
+
+
+def small_model(rows, aux="sum"):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 4, 4)(inputs)
+    x = keras.layers.Conv2D(6, 2, 2)(x)
+    model = ksa.build_segmenter(
+        keras.Model(inputs, x), 3, head=ksa.MLPHead(3, 8, dropout=0.0), aux=aux
+    )
+    loss = ksa.SegmentationCrossentropy(rows=rows)
+    model.compile(keras.optimizers.SGD(0.05), loss=loss)
+    return model
+
+
+@pytest.mark.parametrize("aux", ["sum", "per_stage"])
+def test_training_and_evaluation_are_the_same(aux, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 24, 40, 3)).astype("float32")
+    masks = rng.integers(0, 3, (4, 24, 40)).astype("uint8")
+    plain, blockwise = small_model(None, aux), small_model(5, aux)
+    for model in (plain, blockwise):
+        model.fit(images, masks, 2, shuffle=False, verbose=0)
+    for one, other in zip(plain.weights, blockwise.weights, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5
+        )
+    expected, found = (
+        model.evaluate(images, masks, 2, verbose=0, return_dict=True)
+        for model in (plain, blockwise)
+    )
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-5)
+    # Called by hand it gives what it always gives; a loaded one steps the same way.
+    assert blockwise.predict(images, verbose=0).shape == (4, 24, 40, 3)
+    blockwise.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    found = loaded.evaluate(images, masks, 2, verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"], expected["loss"], atol=1e-5)
+    assert loaded.loss["logits"].rows == 5
+    assert blockwise(images, training=True)["logits"].shape == (4, 24, 40, 3)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one of its own")
+def test_sizes_that_tensorflow_learns_at_run_time():
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    pairs = [
+        (
+            rng.integers(0, 256, (1, *size, 3)).astype("float32"),
+            rng.integers(0, 3, (1, *size)).astype("int32"),
+        )
+        for size in ((24, 40), (28, 33))
+    ]
+    shapes = (tf.TensorSpec((None, None, None, 3)), tf.TensorSpec([None] * 3, tf.int32))
+    data = tf.data.Dataset.from_generator(lambda: iter(pairs), output_signature=shapes)
+    losses = []
+    for rows in (None, 16):
+        found = small_model(rows).evaluate(data, verbose=0, return_dict=True)
+        losses.append(found)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_bad_input(tiny_backbone):
+    labels, scores = batch()
+    with pytest.raises(ValueError, match="at the size"):
+        ksa.SegmentationCrossentropy()(labels, scores)
+    with pytest.raises(ValueError, match="rows"):
+        ksa.SegmentationCrossentropy(rows=0)
+    with pytest.raises(ValueError, match="one class id a pixel"):
+        ksa.SegmentationCrossentropy(rows=4)(labels[:1], scores)
+    model = ksa.build_segmenter(tiny_backbone(), 3)
+    loss = ksa.SegmentationCrossentropy(rows=16)
+    with pytest.raises(ValueError, match=r"MeanIoU\(num_classes, rows=16\)"):
+        model.compile(loss=loss, metrics=[ksa.MeanIoU(3)])
+    mixed = {"logits": loss, "aux": ksa.SegmentationCrossentropy()}
+    with pytest.raises(ValueError, match="all losses"):
+        model.compile(loss=mixed)
+    model.compile(loss=loss, metrics=[], run_eagerly=EAGER)
+    assert model.evaluate(np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 16)), verbose=0)
