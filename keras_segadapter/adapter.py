@@ -109,7 +109,7 @@ class SegAdapter(layers.Layer):
         self.norms, self.attentions = [], []
         self.expansions, self.contractions, self.scales = [], [], []
         for _ in range(self.num_blocks):
-            norm = layers.Identity()
+            norm = layers.Identity(dtype=self.dtype_policy)
             if self.normalize:
                 norm = layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
                 norm.build(input_shape)

@@ -36,7 +36,9 @@ def wire(backbone, num_classes, stages, adapters, head, aux, preprocessing):
     views = {"X": [], "Y": [], "S": scores}
 
     def as_map(stage_features, grid):
-        return stage_features if grid is None else TokensToMap()([stage_features, grid])
+        if grid is None:
+            return stage_features
+        return TokensToMap(dtype=stage_features.dtype)([stage_features, grid])
 
     def insert(index, stage_features):
         is_tokens = len(stage_features.shape) == 3

@@ -1,0 +1,395 @@
+"""Time and memory beside the neighbours: inference, training, and how they grow.
+
+    pip install -e ".[all,dev]"
+    python benchmarks/speed.py
+
+Each line of the plan runs in a process of its own with its backend or runtime; the
+processes take turns, one call each a round, so that whatever else the machine does
+falls on all alike. Medians, and ratios to the line named in the table. Memory is the
+peak resident size of the process. Weights are random. `python benchmarks/speed.py
+report` makes the tables again from results/speed.json.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+SIZE, CLASSES = 512, 150
+PACKAGES = (
+    *("keras", "tensorflow", "jax", "torch", "keras-hub", "transformers"),
+    *("onnxruntime", "openvino", "numpy"),
+)
+OURS = ("AdaptMiTB0", "AdaptConvNeXtTiny")
+PEERS = ("SegFormer-B0", "UPerNet-ConvNeXt-T")  # of transformers
+# What runs, by section: the first of a group is what the others are compared with.
+RUNTIMES = ("onnxruntime", "openvino", "openvino bfloat16")
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def plan():
+    """The tasks, section by section; those of a section take turns."""
+    for peer, ours in zip(PEERS, OURS, strict=True):
+        for batch in (1, 8):
+            tasks = [(peer, "torch")]
+            tasks += [(ours, backend) for backend in BACKENDS]
+            tasks += [(f"{ours}.for_inference", backend) for backend in BACKENDS]
+            tasks += [(name, runtime) for runtime in RUNTIMES for name in (peer, ours)]
+            if peer == "SegFormer-B0":
+                tasks.insert(1, ("keras-hub SegFormer-B0", "torch"))
+                tasks.insert(1, ("SegFormer-B0 at 1/4 size", "torch"))
+            # XLA on a CPU is slow at depthwise convolutions: not eight images too.
+            tasks = [t for t in tasks if t[1] != "jax" or batch == 1]
+            yield (
+                f"inference, batch {batch}: {ours}",
+                9 if batch == 1 else 3,
+                [
+                    {"do": "infer", "model": m, "on": on, "batch": batch}
+                    for m, on in tasks
+                ],
+            )
+    for ours in OURS:
+        for backend in ("tensorflow", "torch"):
+            kinds = [
+                (adapters, rows) for rows in (None, 16) for adapters in (False, True)
+            ] + [(True, "model")]
+            yield (
+                f"training, batch 2: {ours} on {backend}",
+                4,
+                [
+                    {
+                        "do": "train",
+                        "model": ours,
+                        "on": backend,
+                        "batch": 2,
+                        "adapters": adapters,
+                        "rows": rows,
+                    }
+                    for adapters, rows in kinds
+                ],
+            )
+    sizes = [(SIZE, 2), (SIZE, 19), (SIZE, 150), (256, 150), (768, 150), (1024, 150)]
+    for do in ("infer", "train"):
+        yield (
+            f"growth: {do}",
+            4,
+            [
+                {
+                    "do": do,
+                    "model": "AdaptMiTB0.for_inference" if do == "infer" else OURS[0],
+                    "on": "torch",
+                    "batch": 1,
+                    "size": size,
+                    "classes": classes,
+                    "rows": 16,
+                }
+                for size, classes in sizes
+            ],
+        )
+
+
+# In a process of its own: one task, a call whenever a line comes in
+
+
+def serve(task):
+    call = {"infer": inference, "train": training}[task["do"]](task)
+    call()  # traces, compiles, allocates
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        print(json.dumps([seconds, peak()]), flush=True)
+
+
+def peak():
+    """Peak resident size, MB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def inference(task):
+    """Function that segments a batch once, to logits at image size."""
+    import numpy as np
+
+    batch, size = task["batch"], task.get("size", SIZE)
+    shape = (batch, size, size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape).astype("float32")
+    if task["on"] in RUNTIMES:
+        return in_runtime(task, images)
+    model = build(task)
+    if task["model"].split(" ")[0] in PEERS:
+        import torch
+
+        pixels = torch.tensor(images / 255).permute(0, 3, 1, 2).contiguous()
+        return without_gradients(lambda: model(pixels))
+    import keras
+
+    images = keras.ops.convert_to_tensor(images)
+    if task["on"] == "torch":
+        return without_gradients(lambda: model(images))
+    if task["on"] == "tensorflow":
+        import tensorflow as tf
+
+        function = tf.function(model, reduce_retracing=True)
+        return lambda: function(images).numpy()
+    import jax
+
+    function = jax.jit(lambda x: model(x))
+    return lambda: function(images).block_until_ready()
+
+
+def without_gradients(call):
+    import torch
+
+    def run():
+        with torch.inference_mode():
+            return call()
+
+    return run
+
+
+def build(task):
+    """The network of a task; transformers' with the resize of its post-processing."""
+    name, classes = task["model"], task.get("classes", CLASSES)
+    if name.split(" ")[0] in PEERS:
+        import torch
+        import transformers
+
+        if name.startswith("SegFormer"):
+            config = transformers.SegformerConfig(num_labels=classes)
+            network = transformers.SegformerForSemanticSegmentation(config)
+        else:
+            backbone = transformers.ConvNextConfig(
+                out_features=["stage1", "stage2", "stage3", "stage4"]
+            )
+            config = transformers.UperNetConfig(
+                backbone_config=backbone, num_labels=classes, use_auxiliary_head=False
+            )
+            network = transformers.UperNetForSemanticSegmentation(config)
+
+        class Resized(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.network = network
+
+            def forward(self, pixels):
+                logits = self.network(pixels).logits
+                if name.endswith("1/4 size"):
+                    return logits
+                return torch.nn.functional.interpolate(
+                    logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False
+                )
+
+        return Resized().eval()
+    if name == "keras-hub SegFormer-B0":
+        return keras_hub_segformer(classes)
+    import keras_segadapter as ksa
+
+    name, _, folded = name.partition(".")
+    model = getattr(ksa, name)(classes, adapters=task.get("adapters", True))
+    return model.for_inference() if folded else model
+
+
+def keras_hub_segformer(classes):
+    import keras_hub
+
+    encoder = keras_hub.models.MiTBackbone(
+        image_shape=(SIZE, SIZE, 3),
+        layerwise_num_layers=[2, 2, 2, 2],
+        num_layers=4,
+        layerwise_num_heads=[1, 2, 5, 8],
+        layerwise_sr_ratios=[8, 4, 2, 1],
+        max_drop_path_rate=0.1,
+        layerwise_patch_sizes=[7, 3, 3, 3],
+        layerwise_strides=[4, 2, 2, 2],
+        hidden_dims=[32, 64, 160, 256],
+    )
+    backbone = keras_hub.models.SegFormerBackbone(
+        image_encoder=encoder, projection_filters=256
+    )
+    return keras_hub.models.SegFormerImageSegmenter(backbone, num_classes=classes)
+
+
+def in_runtime(task, images):
+    """The network as an ONNX file, in ONNX Runtime or OpenVINO."""
+    import torch
+
+    channels_first = task["model"] in PEERS
+    path = str(Path(tempfile.mkdtemp()) / "model.onnx")
+    if channels_first:
+        images = (images / 255).transpose(0, 3, 1, 2).copy()
+        network = build(task)
+        torch.onnx.export(network, (torch.tensor(images),), path, dynamo=True)
+    else:
+        import keras
+
+        model = build({**task, "model": f"{task['model']}.for_inference"})
+        signature = [keras.InputSpec(shape=images.shape, dtype="float32", name="image")]
+        model.export(path, format="onnx", input_signature=signature, verbose=False)
+    if task["on"] == "onnxruntime":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        name = session.get_inputs()[0].name
+        return lambda: session.run(None, {name: images})
+    import openvino
+
+    precision = "bf16" if task["on"].endswith("bfloat16") else "f32"
+    compiled = openvino.Core().compile_model(
+        path,
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
+    )
+    return lambda: compiled(images)
+
+
+def training(task):
+    """Function that does one training step: both losses, AdamW, mIoU.
+
+    `rows` is None for losses on whole logits, a number for losses by rows, "model"
+    for losses at the scores' own size: what the model itself takes.
+    """
+    import numpy as np
+
+    import keras_segadapter as ksa
+
+    batch, size = task["batch"], task.get("size", SIZE)
+    rows, classes = task["rows"], task.get("classes", CLASSES)
+    model = build(task)
+    scale = 4 if rows == "model" else 1
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, size, size, 3)).astype("float32")
+    masks = rng.integers(0, classes, (batch, size // scale, size // scale))
+    # As in `fit`; the masks of "model" have the scores' size, so nothing is resized.
+    model.compile(loss=ksa.SegmentationCrossentropy(rows=16 if rows else None))
+    return lambda: model.train_on_batch(images, masks.astype("int32"))
+
+
+# All of them in turns, and what they gave
+
+
+def measure():
+    results = {
+        "command": "python benchmarks/speed.py",
+        "machine": machine(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "runs": [],
+    }
+    for section, rounds, tasks in plan():
+        # Made one after the other, so that none compiles while another is timed.
+        workers = [start(task) for task in tasks]
+        figures = [[] for _ in tasks]
+        for _ in range(rounds):
+            for worker, found in zip(workers, figures, strict=True):
+                if worker:
+                    worker.stdin.write("go\n")
+                    worker.stdin.flush()
+                    found.append(json.loads(worker.stdout.readline()))
+        for worker, found, task in zip(workers, figures, tasks, strict=True):
+            run = {"section": section, **task}
+            if worker:
+                worker.stdin.close()
+                worker.wait()
+                run["seconds"] = [round(seconds, 4) for seconds, _ in found]
+                run["memory_mb"] = round(max(memory for _, memory in found))
+            results["runs"].append(run)
+            print(json.dumps(run), flush=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def start(task):
+    """A process that is ready for its first timed call; None if it failed."""
+    backend = task["on"] if task["on"] in BACKENDS else "torch"
+    worker = subprocess.Popen(
+        [sys.executable, __file__, "--task", json.dumps(task)],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in worker.stdout:
+        if line == "ready\n":
+            return worker
+    worker.wait()
+    return None
+
+
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = {line.split(": ")[1] for line in lines if line.startswith("model name")}
+    return f"{os.cpu_count()} cores of {', '.join(sorted(names))}, {platform.system()}"
+
+
+# Tables
+
+
+def report():
+    results = json.loads(RESULTS.read_text())
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    lines = [f"{results['machine']}; {versions}.", ""]
+    sections = {}
+    for run in results["runs"]:
+        sections.setdefault(run["section"], []).append(run)
+    for section, runs in sections.items():
+        lines += [f"**{section}**", "", *table(runs), ""]
+    text = "\n".join(lines)
+    RESULTS.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def table(runs):
+    """Medians, and their ratio to the first run's."""
+    yield "| what | on | ms | ratio | peak memory, MB | ratio |"
+    yield "|---|---|---|---|---|---|"
+    first = runs[0]
+    for run in runs:
+        if "seconds" not in run:
+            yield f"| {what(run)} | {run['on']} | failed | | | |"
+            continue
+        milliseconds = 1000 * statistics.median(run["seconds"])
+        ratio = milliseconds / (1000 * statistics.median(first["seconds"]))
+        memory = run["memory_mb"] / first["memory_mb"]
+        yield (
+            f"| {what(run)} | {run['on']} | {milliseconds:.0f} | {ratio:.2f} "
+            f"| {run['memory_mb']} | {memory:.2f} |"
+        )
+
+
+def what(run):
+    name = run["model"]
+    if run["do"] == "train" and "adapters" in run:
+        name += "" if run["adapters"] else ", no adapters"
+        loss = {None: "whole logits", 16: "by rows", "model": "at the scores' size"}
+        name += f", loss {loss[run['rows']]}"
+    if "size" in run:
+        name += f", {run['size']} x {run['size']}, K = {run['classes']}"
+    return name
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("do", nargs="?", choices=("measure", "report"))
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.task:
+        serve(json.loads(args.task))
+        return
+    if args.do != "report":
+        measure()
+    report()
+
+
+if __name__ == "__main__":
+    main()
