@@ -17,9 +17,14 @@ from keras_segadapter.inference import check_input, label_images
 from keras_segadapter.preprocessing import default_preprocessing
 from keras_segadapter.stages import Stage, resolve_taps
 from keras_segadapter.training.backups import Backup
+from keras_segadapter.training.compiling import (
+    check_loss,
+    check_names,
+    check_resize,
+    rows_of,
+)
 from keras_segadapter.training.epochs import ShuffledArrays, count_epochs
 from keras_segadapter.training.losses import SegmentationCrossentropy
-from keras_segadapter.training.mask_loss import wants_one_hot
 from keras_segadapter.training.metrics import MeanIoU
 from keras_segadapter.training.optimizers import AdamW
 from keras_segadapter.wiring import resolve_adapters, wire
@@ -131,7 +136,8 @@ class Segmenter(keras.Model):
             optimizer: As in Keras. By default `keras_segadapter.AdamW()`.
             loss: One loss for all outputs, or a dict by output ("logits", "aux"; with
                 `aux="per_stage"` "aux_s4" and so on). By default
-                `SegmentationCrossentropy(ignore_class)`.
+                `SegmentationCrossentropy(ignore_class)`; with `rows=16` in it training
+                takes a fraction of the memory, to the same numbers.
             loss_weights: Dict by output. By default 1 for the logits and `aux_weight`
                 for each auxiliary output; with a dict of losses 1, as in Keras.
             metrics: A list, for the logits, or a dict by output. By default
@@ -144,8 +150,9 @@ class Segmenter(keras.Model):
 
         Raises:
             TypeError: If `ignore_class` is neither None, an id nor a list of ids.
-            ValueError: If `aux_weight` is negative, a dict names another output, or a
-                loss takes one-hot masks or probabilities, not ids and logits.
+            ValueError: If `aux_weight` is negative, a dict names another output, a loss
+                takes one-hot masks or probabilities, not ids and logits, or has `rows`
+                where another loss or a metric has not.
 
         Example:
 
@@ -170,26 +177,10 @@ class Segmenter(keras.Model):
             ("loss_weights", loss_weights),
             ("metrics", metrics),
         ):
-            unknown = set(value) - set(self._output_keys) if _is_dict(value) else ()
-            if unknown:
-                raise ValueError(
-                    f"`{argument}` names outputs that the model has not: "
-                    f"{sorted(unknown)}. Its outputs are {list(self._output_keys)}."
-                )
+            if _is_dict(value):
+                check_names(argument, value, self._output_keys)
         for each in loss.values() if _is_dict(loss) else [loss]:
-            if wants_one_hot(each):
-                raise ValueError(
-                    "Masks hold one class id a pixel, but this loss takes one-hot "
-                    f"masks: {each!r}. Give the loss itself, no name or function, to "
-                    "keras_segadapter.MaskLoss: compile(loss=keras_segadapter.MaskLoss("
-                    "keras.losses.Dice(axis=(0, 1, 2))))."
-                )
-            if _takes_probabilities(each):
-                raise ValueError(
-                    "The model gives logits, but this loss takes probabilities: "
-                    f"{each!r}. Use keras.losses.SparseCategoricalCrossentropy("
-                    "from_logits=True), or leave `loss` out."
-                )
+            check_loss(each)
         if not _is_dict(loss):
             if loss is None:
                 loss = SegmentationCrossentropy(ids)
@@ -199,11 +190,11 @@ class Segmenter(keras.Model):
                 loss_weights["logits"] = 1.0
         if _is_dict(loss_weights):
             loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
-        self._rows = _rows_of(loss.values())
+        self._rows = rows_of(loss.values())
         if metrics is None:
             metrics = [MeanIoU(self.num_classes, ids, self._rows)]
         if self._rows:
-            _check_resize(keras.tree.flatten(metrics))
+            check_resize(keras.tree.flatten(metrics))
         self._metrics_by_output = _is_dict(metrics)
         self._jit_requested = jit_compile
         super().compile(
@@ -564,36 +555,6 @@ def build_segmenter(
         scores_model=keras.Model(inputs, at_stride),
     )
     return Segmenter(inputs, outputs, parts, name=name)
-
-
-def _rows_of(losses):
-    """Rows at a time of losses that resize the scores themselves; None for others."""
-    rows = {getattr(loss, "rows", None) for loss in losses}
-    if rows != {None} and None in rows:
-        raise ValueError(
-            "Either all losses take smaller scores or none: give every "
-            "SegmentationCrossentropy the same `rows`, or none. Received: losses with "
-            f"rows={sorted(rows, key=str)}"
-        )
-    return max(rows, key=str)
-
-
-def _check_resize(metrics):
-    for metric in metrics:
-        if getattr(metric, "rows", None) is None:
-            raise ValueError(
-                "The loss takes scores smaller than the mask, so the metrics must as "
-                "well: use keras_segadapter.MeanIoU(num_classes, rows=16), or "
-                f"metrics=[], or a loss without `rows`. Received: {metric!r}"
-            )
-
-
-def _takes_probabilities(loss):
-    """Whether a loss by name or instance has `from_logits` and it is not set."""
-    if isinstance(loss, str):
-        return "crossentropy" in loss or loss == "ce"
-    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
-    return config.get("from_logits") is False
 
 
 def _is_dict(value):

@@ -1,5 +1,6 @@
 """README and examples do what they say."""
 
+import json
 import os
 import re
 import runpy
@@ -100,6 +101,19 @@ def test_the_readmes_tables_are_those_that_the_benchmarks_wrote():
         assert [name, parameters, ours, concatenated, published] in readme
     backbones = rows_of(ROOT / "benchmarks/results/backbones.md")
     assert len(backbones) > 40 and all(row in readme for row in backbones)
+
+
+def test_the_accuracy_table_is_what_every_arm_and_seed_gave():
+    camvid = runpy.run_path(str(ROOT / "benchmarks/camvid.py"))
+    results = ROOT / "benchmarks/results"
+    runs = json.loads((results / "camvid.json").read_text())["runs"]
+    planned = [(arm, seed) for arm in camvid["ARMS"] for seed in camvid["SEEDS"]]
+    assert [(run["arm"], run["seed"]) for run in runs] == planned
+    assert all(run["settings"] == camvid["SETTINGS"] for run in runs)
+    table = [*camvid["by_arm"](runs), "", *camvid["differences"](runs)]
+    assert (results / "camvid.md").read_text() == "\n".join(table) + "\n"
+    readme = rows_of(ROOT / "README.md")
+    assert all(row in readme for row in rows_of(results / "camvid.md"))
 
 
 def test_the_layer_in_a_model_of_ones_own(monkeypatch, capsys):

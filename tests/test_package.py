@@ -35,6 +35,7 @@ READING_ORDER = [
     "training.blockwise",
     "training.losses",
     "training.mask_loss",
+    "training.compiling",
     "training.metrics",
     "training.optimizers",
     "training.schedules",

@@ -1,0 +1,63 @@
+"""What `Segmenter.compile` is given, checked before a step is made with it."""
+
+import keras
+
+from keras_segadapter.training.mask_loss import wants_one_hot
+
+
+def check_names(argument, value, output_keys):
+    """Refuse a dict by output that names others than the model's."""
+    unknown = set(value) - set(output_keys)
+    if unknown:
+        raise ValueError(
+            f"`{argument}` names outputs that the model has not: "
+            f"{sorted(unknown)}. Its outputs are {list(output_keys)}."
+        )
+
+
+def check_loss(loss):
+    """Refuse a loss that does not take ids and logits."""
+    if wants_one_hot(loss):
+        raise ValueError(
+            "Masks hold one class id a pixel, but this loss takes one-hot "
+            f"masks: {loss!r}. Give the loss itself, no name or function, to "
+            "keras_segadapter.MaskLoss: compile(loss=keras_segadapter.MaskLoss("
+            "keras.losses.Dice(axis=(0, 1, 2))))."
+        )
+    if _takes_probabilities(loss):
+        raise ValueError(
+            "The model gives logits, but this loss takes probabilities: "
+            f"{loss!r}. Use keras.losses.SparseCategoricalCrossentropy("
+            "from_logits=True), or leave `loss` out."
+        )
+
+
+def rows_of(losses):
+    """Rows at a time of losses that resize the scores themselves; None for others."""
+    rows = {getattr(loss, "rows", None) for loss in losses}
+    if None in rows and len(rows) > 1:
+        raise ValueError(
+            "Either all losses take smaller scores or none does: give `rows` to every "
+            "SegmentationCrossentropy, or to none. Received: losses with rows="
+            f"{sorted(rows, key=str)}"
+        )
+    return max(rows, key=str)
+
+
+def check_resize(metrics):
+    """Refuse metrics that need logits at the size of the mask."""
+    for metric in metrics:
+        if getattr(metric, "rows", None) is None:
+            raise ValueError(
+                "The loss takes scores smaller than the mask, so the metrics must as "
+                "well: use keras_segadapter.MeanIoU(num_classes, rows=16), or "
+                f"metrics=[], or a loss without `rows`. Received: {metric!r}"
+            )
+
+
+def _takes_probabilities(loss):
+    """Whether a loss by name or instance has `from_logits` and it is not set."""
+    if isinstance(loss, str):
+        return "crossentropy" in loss or loss == "ce"
+    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    return config.get("from_logits") is False
