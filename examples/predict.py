@@ -1,9 +1,10 @@
 """Segment a photograph with a saved model.
 
-    python examples/predict.py MODEL.keras PHOTO
+    python examples/predict.py MODEL PHOTO
 
-Writes PHOTO's class ids to *_mask.png and the colours over the photo to *_overlay.png,
-beside the photo or in the folder --out.
+MODEL is a .keras file, or an .onnx file that examples/export.py wrote. Writes PHOTO's
+class ids to *_mask.png and the colours over the photo to *_overlay.png, beside the
+photo or in the folder --out.
 """
 
 import argparse
@@ -16,6 +17,37 @@ from PIL import Image, ImageOps
 import keras_segadapter as ksa
 
 
+def segment_onnx(path, photo):
+    """Class ids (H, W) of a photo (H, W, 3) by ONNX Runtime; as `Segmenter.segment`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    (image,) = session.get_inputs()
+    height, width, _ = photo.shape
+    fixed = all(isinstance(side, int) for side in image.shape[1:3])
+    if fixed:
+        fitted = resize(photo, image.shape[1:3], "bilinear")
+    else:
+        stride = int(session.get_modelmeta().custom_metadata_map.get("stride", 32))
+        below, right = -height % stride, -width % stride
+        fitted = np.pad(photo, ((0, below), (0, right), (0, 0)), mode="edge")
+    (output,) = session.run(None, {image.name: fitted[None].astype("float32")})
+    output = output[0]  # logits (h, w, K) or class ids (h, w)
+    if output.ndim == 2:
+        output = output[..., None]
+        labels = resize(output, (height, width), "nearest") if fixed else output
+        return labels[:height, :width, 0].astype("uint8")
+    logits = resize(output, (height, width), "bilinear") if fixed else output
+    return logits[:height, :width].argmax(-1).astype("uint8")
+
+
+def resize(pixels, size, interpolation):
+    pixels = keras.ops.image.resize(
+        pixels.astype("float32"), size, interpolation, data_format="channels_last"
+    )
+    return keras.ops.convert_to_numpy(pixels)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -25,10 +57,12 @@ def main():
     parser.add_argument("--out", type=Path, help="folder to write to")
     args = parser.parse_args()
 
-    model = keras.models.load_model(args.model)
     with Image.open(args.photo) as file:
         photo = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-    labels = model.segment(photo)  # (H, W)
+    if args.model.suffix == ".onnx":
+        labels = segment_onnx(args.model, photo)  # (H, W)
+    else:
+        labels = keras.models.load_model(args.model).segment(photo)  # (H, W)
     folder = args.out or args.photo.parent
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"mask": labels, "overlay": ksa.pictures.overlay(photo, labels)}

@@ -5,7 +5,7 @@ The public names, in the order of the data's way through a model.
 
 from keras_segadapter.version import __version__
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
-from keras_segadapter.resize import ResizeLike
+from keras_segadapter.native import ResizeLike
 from keras_segadapter.tokens import TokensToMap
 from keras_segadapter.attention import HighOrderSpatialAttention, SegAttention
 from keras_segadapter.adapter import SegAdapter

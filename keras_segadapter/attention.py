@@ -8,6 +8,7 @@ from keras_segadapter.checks import (
     check_integer,
     check_num_classes,
 )
+from keras_segadapter.native import DepthwiseConv2D
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -49,7 +50,7 @@ class SegAttention(layers.Layer):
         super().__init__(**kwargs)
         self.filters = check_integer("filters", filters)
         self.kernel_size = check_integer("kernel_size", kernel_size)
-        self.depthwise = layers.DepthwiseConv2D(
+        self.depthwise = DepthwiseConv2D(
             self.kernel_size,
             padding="same",
             data_format="channels_last",

@@ -9,8 +9,8 @@ import keras
 from keras_segadapter.checks import check_size
 from keras_segadapter.inference import deepest_stride
 from keras_segadapter.multiply_adds import Tally
+from keras_segadapter.native import ResizeLike
 from keras_segadapter.replay import replay
-from keras_segadapter.resize import ResizeLike
 from keras_segadapter.segmenter import Segmenter
 from keras_segadapter.stages import splice
 from keras_segadapter.wiring import stage_keys

@@ -8,8 +8,8 @@ from keras import layers, ops
 
 from keras_segadapter.adapter import SegAdapter
 from keras_segadapter.head import MLPHead
+from keras_segadapter.native import ResizeLike
 from keras_segadapter.replay import replay, symbolic_tensors
-from keras_segadapter.resize import ResizeLike
 
 # Linear but for an activation; the last kernel makes the channels of the output.
 LINEAR = (layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
@@ -21,8 +21,8 @@ def fold(model, name):
     """A functional model again, folded.
 
     A batch norm goes into the linear layer or convolution in front of it. Adapters on
-    feature maps and the head become plain layers, with what is linear in them
-    multiplied out. All that has nothing to fold is the same layer as in `model`.
+    feature maps and the head become small models of plain layers, with what is linear
+    in them multiplied out. What has nothing to fold is the same layer as in `model`.
     """
     norms = norms_to_fold(model)
     gone = {position for position, _ in norms.values()}
@@ -35,9 +35,9 @@ def fold(model, name):
         if position in gone or type(operation) in IDLE:
             return args[0]
         if type(operation) is SegAdapter and isinstance(args[0], keras.KerasTensor):
-            return folded_adapter(operation, args[0])
+            return as_model(folded_adapter, operation, args[0])
         if type(operation) is MLPHead:
-            return folded_head(operation, args[0])
+            return as_model(folded_head, operation, args[0])
         return operation(*args, **kwargs)
 
     inputs = keras.Input(model.input_shape[1:], name="image")
@@ -90,6 +90,18 @@ def with_norm(layer, norm, inputs):
     outputs = new(inputs)
     new.set_weights([*kernels, kernel, bias * scale + shift])
     return outputs
+
+
+def as_model(folded, layer, inputs):
+    """What `folded` makes of `layer`, as a model with names of its own.
+
+    Operations without a name are counted from "add" in each process; beside those of a
+    graph from a file they would clash.
+    """
+    own = keras.tree.map_structure(
+        lambda tensor: keras.Input(tensor.shape[1:], dtype=tensor.dtype), inputs
+    )
+    return keras.Model(own, folded(layer, own), name=f"{layer.name}_folded")(inputs)
 
 
 def folded_adapter(adapter, features):

@@ -9,7 +9,7 @@ from keras_segadapter.checks import (
     check_num_classes,
     check_rate,
 )
-from keras_segadapter.resize import resize_bilinear
+from keras_segadapter.native import resize_bilinear
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")

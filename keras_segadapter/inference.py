@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_segadapter.checks import check_images, check_integer
-from keras_segadapter.resize import resize_bilinear
+from keras_segadapter.native import resize_bilinear
 
 BATCH = 8  # images a step: logits at image size are large
 

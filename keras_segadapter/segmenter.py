@@ -397,9 +397,12 @@ class Segmenter(keras.Model):
         folded = fold(self._parts.logits_model, f"{self.name}_inference")
         if not labels:
             return folded
-        ids = keras.ops.argmax(folded.output, axis=-1)  # (B, H, W)
+        logits = keras.Input(folded.output.shape[1:])
+        ids = keras.ops.argmax(logits, axis=-1)  # (B, H, W)
         ids = keras.ops.cast(ids, "uint8" if self.num_classes <= 256 else "int32")
-        return keras.Model(folded.input, ids, name=folded.name)
+        # A model of its own: see `fold` for the names of its operations.
+        labelled = keras.Model(logits, ids, name="labels")(folded.output)
+        return keras.Model(folded.input, labelled, name=folded.name)
 
     def _in_epochs(self, x, y, batch_size, kwargs):
         """Arrays as a dataset with an `epoch`; takes what it needs out of `kwargs`."""

@@ -4,8 +4,8 @@ import keras
 from keras import layers
 
 from keras_segadapter.adapter import SegAdapter
+from keras_segadapter.native import ResizeLike
 from keras_segadapter.replay import as_functional
-from keras_segadapter.resize import ResizeLike
 from keras_segadapter.stages import splice
 from keras_segadapter.tokens import TokensToMap
 

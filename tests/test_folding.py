@@ -1,5 +1,9 @@
 """Segmenter.for_inference: the same logits from fewer layers."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -161,6 +165,31 @@ def test_saved_loaded_and_made_twice(tiny_backbone, tmp_path):
         np.testing.assert_allclose(
             logits(other, images()), logits(folded, images()), atol=1e-6
         )
+
+
+def test_a_graph_from_a_file_in_another_process(tmp_path):
+    """Its unnamed operations are called as new ones would be there."""
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 4, 4)(inputs)
+    x = keras.ops.cast(x + keras.ops.gelu(x * x), "float32")
+    model = ksa.build_segmenter(
+        keras.Model(inputs, x), 3, taps=[x], head=ksa.MLPHead(3, 8)
+    )
+    model.save(tmp_path / "model.keras")
+    code = (
+        "import keras, keras_segadapter, numpy\n"
+        "model = keras.models.load_model('model.keras').for_inference(labels=True)\n"
+        "print(tuple(model(numpy.zeros((1, 16, 16, 3))).shape))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.endswith("(1, 16, 16)\n")
 
 
 def test_float16_keeps_the_wide_product(tiny_backbone):

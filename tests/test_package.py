@@ -15,12 +15,12 @@ PACKAGE = ROOT / "keras_segadapter"
 READING_ORDER = [
     "version",
     "checks",
+    "native",
     "backbones.weight_files",
     "backbones.mit_weights",
     "backbones.mit",
     "backbones.convnext",
     "backbones",
-    "resize",
     "tokens",
     "attention",
     "adapter",
@@ -91,7 +91,7 @@ def test_one_file_knows_the_backend():
     files = [p.name for p in PACKAGE.rglob("*.py") if knows.search(p.read_text())]
     # tfds.py opens tf.data's datasets and watching.py writes TensorBoard's files,
     # whichever backend trains.
-    assert sorted(files) == ["resize.py", "tfds.py", "watching.py"]
+    assert sorted(files) == ["native.py", "tfds.py", "watching.py"]
 
 
 def test_only_public_keras_names_and_no_assert():

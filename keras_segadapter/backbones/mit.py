@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
 from keras_segadapter.checks import check_feature_map, check_integer, check_rate
+from keras_segadapter.native import DepthwiseConv2D, PatchConv2D
 
 KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # of the overlapping patches, by stage
 HEADS, REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
@@ -56,7 +57,7 @@ class EfficientSelfAttention(layers.Layer):
         for layer in (self.query, self.key, self.value, self.projection):
             layer.build(input_shape)
         if self.reduction > 1:
-            self.reduce = layers.Conv2D(
+            self.reduce = PatchConv2D(
                 channels,
                 self.reduction,
                 self.reduction,
@@ -120,7 +121,7 @@ class MixFFN(layers.Layer):
         channels = input_shape[-1]
         hidden_shape = (*input_shape[:-1], self.ratio * channels)
         self.expansion = _dense(self.ratio * channels, self.dtype_policy)
-        self.depthwise = layers.DepthwiseConv2D(
+        self.depthwise = DepthwiseConv2D(
             3, padding="same", data_format="channels_last", dtype=self.dtype_policy
         )
         self.contraction = _dense(channels, self.dtype_policy)
@@ -233,9 +234,9 @@ def _mit(size, depths, channels, weights, input_shape, drop_path, name):
         kernel = KERNELS[stage - 1]
         # Padded by hand: "same" pads elsewhere when the size is odd.
         x = layers.ZeroPadding2D(kernel // 2)(x)
-        x = layers.Conv2D(
-            width, kernel, STRIDES[stage - 1], name=f"stage{stage}_embed"
-        )(x)  # (B, H/stride, W/stride, width)
+        x = PatchConv2D(width, kernel, STRIDES[stage - 1], name=f"stage{stage}_embed")(
+            x
+        )  # (B, H/stride, W/stride, width)
         x = _norm(f"stage{stage}_embed_norm")(x)
         for block in range(1, depth + 1):
             prefix, rate = f"stage{stage}_block{block}", next(rates)
