@@ -205,7 +205,7 @@ def keras_hub_segformer(classes):
 
     encoder = keras_hub.models.MiTBackbone(
         image_shape=(SIZE, SIZE, 3),
-        layerwise_num_layers=[2, 2, 2, 2],
+        layerwise_depths=[2, 2, 2, 2],
         num_layers=4,
         layerwise_num_heads=[1, 2, 5, 8],
         layerwise_sr_ratios=[8, 4, 2, 1],

@@ -117,7 +117,7 @@ def folded_adapter(adapter, features):
         )
     ):
         prefix = f"{adapter.name}_{block + 1}"
-        x = norm(features)  # (B, H, W, C)
+        x = norm(features) if adapter.normalize else features  # (B, H, W, C)
         scores = attention.classifier(x)  # (B, H, W, K)
         visual, semantic = attention.visual, attention.semantic
         gate = visual.norm(visual.pointwise(visual.depthwise(x)))

@@ -51,7 +51,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:

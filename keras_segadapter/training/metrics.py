@@ -14,8 +14,9 @@ from keras_segadapter.training.losses import (
 )
 
 # The matrix is kept in two int32 parts, matrix = high * LIMB + low: JAX has no int64 by
-# default, and COCO-Stuff's training pixels do not fit into int32.
-LIMB = 2**30
+# default, and COCO-Stuff's training pixels do not fit into int32. tf.distribute adds up
+# the parts of all devices: `low` leaves room for a hundred.
+LIMB = 2**24
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
