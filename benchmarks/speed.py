@@ -6,8 +6,9 @@
 Each line of the plan runs in a process of its own with its backend or runtime; the
 processes take turns, one call each a round, so that whatever else the machine does
 falls on all alike. Medians, and ratios to the line named in the table. Memory is the
-peak resident size of the process. Weights are random. `python benchmarks/speed.py
-report` makes the tables again from results/speed.json.
+peak resident size of the process. Weights are random. A section that results/speed.json
+holds is not measured again: stop and go on as you like, or delete the file to start
+anew. `python benchmarks/speed.py report` makes the tables again from it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
@@ -285,9 +287,15 @@ def measure():
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "runs": [],
     }
+    if RESULTS.exists():
+        results["runs"] = json.loads(RESULTS.read_text())["runs"]
+    done = {run["section"] for run in results["runs"]}
     for section, rounds, tasks in plan():
-        # Made one after the other, so that none compiles while another is timed.
-        workers = [start(task) for task in tasks]
+        if section in done:
+            continue
+        # All are ready before one is timed.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            workers = list(pool.map(start, tasks))
         figures = [[] for _ in tasks]
         for _ in range(rounds):
             for worker, found in zip(workers, figures, strict=True):
@@ -342,6 +350,8 @@ def report():
         sections.setdefault(run["section"], []).append(run)
     for section, runs in sections.items():
         lines += [f"**{section}**", "", *table(runs), ""]
+    training = {name: runs for name, runs in sections.items() if "adapters" in runs[0]}
+    lines += ["**training: what adapters and rows change**", "", *changes(training), ""]
     text = "\n".join(lines)
     RESULTS.with_suffix(".md").write_text(text)
     print(text)
@@ -349,20 +359,42 @@ def report():
 
 def table(runs):
     """Medians, and their ratio to the first run's."""
-    yield "| what | on | ms | ratio | peak memory, MB | ratio |"
-    yield "|---|---|---|---|---|---|"
-    first = runs[0]
+    yield "| what | on | ms | ratio | peak memory, MB |"
+    yield "|---|---|---|---|---|"
     for run in runs:
         if "seconds" not in run:
-            yield f"| {what(run)} | {run['on']} | failed | | | |"
+            yield f"| {what(run)} | {run['on']} | failed | | |"
             continue
-        milliseconds = 1000 * statistics.median(run["seconds"])
-        ratio = milliseconds / (1000 * statistics.median(first["seconds"]))
-        memory = run["memory_mb"] / first["memory_mb"]
+        # Exporting takes more memory than the runtimes do.
+        memory = run["memory_mb"] if run["do"] == "train" else ""
         yield (
-            f"| {what(run)} | {run['on']} | {milliseconds:.0f} | {ratio:.2f} "
-            f"| {run['memory_mb']} | {memory:.2f} |"
+            f"| {what(run)} | {run['on']} | {1000 * median(run):.0f} "
+            f"| {median(run) / median(runs[0]):.2f} | {memory} |"
         )
+
+
+def changes(sections):
+    """What adapters cost, and losses by rows save, as ratios."""
+    yield (
+        "| model | on | adapters: time | adapters: memory | by rows: time "
+        "| by rows: memory above the model's |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for runs in sections.values():
+        by_kind = {(run["adapters"], run["rows"]): run for run in runs}
+        without, adapted = by_kind[False, 16], by_kind[True, 16]
+        whole, own = by_kind[True, None], by_kind[True, "model"]["memory_mb"]
+        yield (
+            f"| {adapted['model']} | {adapted['on']} "
+            f"| {median(adapted) / median(without):.2f} "
+            f"| {adapted['memory_mb'] / without['memory_mb']:.2f} "
+            f"| {median(adapted) / median(whole):.2f} "
+            f"| {(adapted['memory_mb'] - own) / (whole['memory_mb'] - own):.2f} |"
+        )
+
+
+def median(run):
+    return statistics.median(run["seconds"])
 
 
 def what(run):
