@@ -162,7 +162,7 @@ def folded_head(head, inputs):
         weights = kernel * stage_scale, stage_shift
         hidden = _dense(linear, weights, features, f"{prefix}_linear")
         hidden = ops.gelu(hidden, approximate=False)  # (B, H_i, W_i, C_d)
-        weights = (weight, shift if i == 0 else np.zeros_like(shift))
+        weights = (weight, shift) if i == 0 else (weight,)
         part = _dense(linear, weights, hidden, f"{prefix}_projection")
         if i > 0:
             resize = ResizeLike(dtype=linear.compute_dtype, name=f"{prefix}_resize")
@@ -193,8 +193,8 @@ def _arrays(layer):
 
 def _dense(like, weights, inputs, name):
     """A Dense layer with these weights, of the precision of the layer `like`."""
-    kernel, _ = weights
-    new = layers.Dense(kernel.shape[-1], dtype=like.dtype_policy, name=name)
+    units, policy = weights[0].shape[-1], like.dtype_policy
+    new = layers.Dense(units, use_bias=len(weights) > 1, dtype=policy, name=name)
     outputs = new(inputs)
     new.set_weights(weights)
     return outputs
