@@ -11,6 +11,7 @@ from keras_segadapter.checks import (
     check_integer,
     check_num_classes,
 )
+from keras_segadapter.native import Dense
 from keras_segadapter.tokens import is_pair, join_tokens, map_shape, split_tokens
 
 
@@ -116,8 +117,8 @@ class SegAdapter(layers.Layer):
             attention = HighOrderSpatialAttention(
                 self.num_classes, self.kernel_size, dtype=self.dtype_policy
             )
-            expansion = layers.Dense(hidden, dtype=policy)
-            contraction = layers.Dense(channels, dtype=policy)
+            expansion = Dense(hidden, dtype=policy)
+            contraction = Dense(channels, dtype=policy)
             attention.build(input_shape)
             expansion.build(input_shape)
             contraction.build((*input_shape[:-1], hidden))

@@ -8,7 +8,7 @@ from keras_segadapter.checks import (
     check_integer,
     check_num_classes,
 )
-from keras_segadapter.native import DepthwiseConv2D
+from keras_segadapter.native import Dense, DepthwiseConv2D
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -56,9 +56,9 @@ class SegAttention(layers.Layer):
             data_format="channels_last",
             dtype=self.dtype_policy,
         )
-        self.pointwise = layers.Dense(self.filters, dtype=self.dtype_policy)
+        self.pointwise = Dense(self.filters, dtype=self.dtype_policy)
         self.norm = layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
-        self.value = layers.Dense(self.filters, dtype=self.dtype_policy)
+        self.value = Dense(self.filters, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         check_feature_map(self, input_shape)
@@ -120,7 +120,7 @@ class HighOrderSpatialAttention(layers.Layer):
         super().__init__(**kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.kernel_size = check_integer("kernel_size", kernel_size)
-        self.classifier = layers.Dense(self.num_classes, dtype=self.dtype_policy)
+        self.classifier = Dense(self.num_classes, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         check_feature_map(self, input_shape)

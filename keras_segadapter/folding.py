@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from keras_segadapter.adapter import SegAdapter
 from keras_segadapter.head import MLPHead
-from keras_segadapter.native import ResizeLike
+from keras_segadapter.native import Dense, resize_bilinear
 from keras_segadapter.replay import replay, symbolic_tensors
 
 # Linear but for an activation; the last kernel makes the channels of the output.
@@ -21,8 +21,9 @@ def fold(model, name):
     """A functional model again, folded.
 
     A batch norm goes into the linear layer or convolution in front of it. Adapters on
-    feature maps and the head become small models of plain layers, with what is linear
-    in them multiplied out. What has nothing to fold is the same layer as in `model`.
+    feature maps become small models of plain layers, with what is linear in them
+    multiplied out, and so the head. What has nothing to fold is the same layer as in
+    `model`.
     """
     norms = norms_to_fold(model)
     gone = {position for position, _ in norms.values()}
@@ -37,7 +38,7 @@ def fold(model, name):
         if type(operation) is SegAdapter and isinstance(args[0], keras.KerasTensor):
             return as_model(folded_adapter, operation, args[0])
         if type(operation) is MLPHead:
-            return as_model(folded_head, operation, args[0])
+            return folded_head(operation, args[0])
         return operation(*args, **kwargs)
 
     inputs = keras.Input(model.input_shape[1:], name="image")
@@ -98,9 +99,7 @@ def as_model(folded, layer, inputs):
     Operations without a name are counted from "add" in each process; beside those of a
     graph from a file they would clash.
     """
-    own = keras.tree.map_structure(
-        lambda tensor: keras.Input(tensor.shape[1:], dtype=tensor.dtype), inputs
-    )
+    own = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
     return keras.Model(own, folded(layer, own), name=f"{layer.name}_folded")(inputs)
 
 
@@ -142,34 +141,71 @@ def folded_adapter(adapter, features):
     return (features, scores) if adapter.return_scores else features
 
 
+@keras.saving.register_keras_serializable("keras_segadapter")
+class FoldedHead(layers.Layer):
+    """`MLPHead` at inference: its batch norms in the linear layers in front of them.
+
+    A layer and no graph: a graph keeps all that it computes until its end, and on
+    PyTorch new memory for these large maps takes longer than the arithmetic.
+    """
+
+    def __init__(self, num_classes, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.channels = channels
+        self.classifier = Dense(num_classes, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.linears, self.projections = [], []
+        for i, shape in enumerate(input_shape):
+            linear, projection = (
+                Dense(self.channels, use_bias=bias, dtype=self.dtype_policy)
+                for bias in (True, i == 0)  # one bias for the sum of the projections
+            )
+            linear.build(shape)
+            projection.build((*shape[:-1], self.channels))
+            self.linears.append(linear)
+            self.projections.append(projection)
+        self.classifier.build((*input_shape[0][:-1], self.channels))
+
+    def call(self, inputs):
+        _, height, width, _ = ops.shape(inputs[0])
+        fused = None
+        for x, linear, project in zip(
+            inputs, self.linears, self.projections, strict=True
+        ):
+            part = project(ops.gelu(linear(x), approximate=False))  # (B, H_i, W_i, C_d)
+            if fused is None:
+                fused = part  # (B, H_1, W_1, C_d)
+            else:
+                resized = resize_bilinear(part, height, width)
+                fused = fused + ops.cast(resized, part.dtype)
+        return self.classifier(ops.gelu(fused, approximate=False))  # (B, H_1, W_1, K)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[0][:-1], self.num_classes)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(num_classes=self.num_classes, channels=self.channels)
+        return config
+
+
 def folded_head(head, inputs):
-    """The decode head from plain layers, its batch norms in their weights."""
+    """What a decode head gives, from a `FoldedHead`."""
+    new = FoldedHead(
+        head.num_classes, head.channels, dtype=head.dtype_policy, name=head.name
+    )
+    outputs = new(inputs)  # (B, H_1, W_1, K)
     scale, shift = affine(head.projection_norm)
     projection = ops.convert_to_numpy(head.projection).astype("float64") * scale
-    parts = []
-    for i, (features, linear, norm, weight) in enumerate(
-        zip(
-            inputs,
-            head.linears,
-            head.norms,
-            np.split(projection, len(inputs)),  # (C_d, C_d) each
-            strict=True,
-        )
-    ):
+    weights = np.split(projection, len(inputs))  # (C_d, C_d) each
+    for i, (linear, norm) in enumerate(zip(head.linears, head.norms, strict=True)):
         stage_scale, stage_shift = affine(norm)
-        (kernel,) = _arrays(linear)
-        prefix = f"{head.name}_{i + 1}"
-        weights = kernel * stage_scale, stage_shift
-        hidden = _dense(linear, weights, features, f"{prefix}_linear")
-        hidden = ops.gelu(hidden, approximate=False)  # (B, H_i, W_i, C_d)
-        weights = (weight, shift) if i == 0 else (weight,)
-        part = _dense(linear, weights, hidden, f"{prefix}_projection")
-        if i > 0:
-            resize = ResizeLike(dtype=linear.compute_dtype, name=f"{prefix}_resize")
-            part = resize([part, parts[0]])
-        parts.append(part)  # (B, H_1, W_1, C_d)
-    fused = ops.gelu(sum(parts[1:], parts[0]), approximate=False)
-    return head.classifier(fused)  # (B, H_1, W_1, K)
+        new.linears[i].set_weights([_arrays(linear)[0] * stage_scale, stage_shift])
+        new.projections[i].set_weights([weights[i], shift][: 2 if i == 0 else 1])
+    new.classifier.set_weights(head.classifier.get_weights())
+    return outputs
 
 
 def affine(norm):
@@ -193,8 +229,7 @@ def _arrays(layer):
 
 def _dense(like, weights, inputs, name):
     """A Dense layer with these weights, of the precision of the layer `like`."""
-    units, policy = weights[0].shape[-1], like.dtype_policy
-    new = layers.Dense(units, use_bias=len(weights) > 1, dtype=policy, name=name)
+    new = Dense(weights[0].shape[-1], dtype=like.dtype_policy, name=name)
     outputs = new(inputs)
     new.set_weights(weights)
     return outputs

@@ -9,7 +9,7 @@ from keras_segadapter.checks import (
     check_num_classes,
     check_rate,
 )
-from keras_segadapter.native import resize_bilinear
+from keras_segadapter.native import Dense, resize_bilinear
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -60,7 +60,7 @@ class MLPHead(layers.Layer):
         self.drop = layers.SpatialDropout2D(
             dropout, data_format="channels_last", dtype=self.dtype_policy
         )
-        self.classifier = layers.Dense(self.num_classes, dtype=self.dtype_policy)
+        self.classifier = Dense(self.num_classes, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         if not input_shape or not isinstance(input_shape[0], (list, tuple)):
@@ -72,9 +72,7 @@ class MLPHead(layers.Layer):
         self.linears, self.norms = [], []
         for shape in input_shape:
             check_feature_map(self, shape)
-            linear = layers.Dense(
-                self.channels, use_bias=False, dtype=self.dtype_policy
-            )
+            linear = Dense(self.channels, use_bias=False, dtype=self.dtype_policy)
             norm = self._norm()
             linear.build(shape)
             norm.build((*shape[:-1], self.channels))

@@ -1,4 +1,4 @@
-"""Resize and convolution, by the backend's own means where Keras' fall short.
+"""Layers that run by the backend's own means, where Keras' fall short.
 
 The one file of the package that knows which backend runs.
 """
@@ -69,14 +69,8 @@ class DepthwiseConv2D(layers.DepthwiseConv2D):
 
     def call(self, inputs):
         odd = all(side % 2 for side in self.kernel_size)
-        plain = (self.padding, *self.strides, *self.dilation_rate) == (
-            "same",
-            1,
-            1,
-            1,
-            1,
-        )
-        if not (_on_torch(inputs) and odd and plain):
+        same = self.padding == "same" and {*self.strides, *self.dilation_rate} == {1}
+        if not (_on_torch(inputs) and odd and same):
             return super().call(inputs)
         kernel = ops.convert_to_tensor(self.kernel)  # (k, k, C, m)
         weight = kernel.permute(2, 3, 0, 1).flatten(0, 1)[:, None]  # (C * m, 1, k, k)
@@ -93,6 +87,20 @@ class PatchConv2D(layers.Conv2D):
             return super().call(inputs)
         kernel = ops.convert_to_tensor(self.kernel)  # (k, k, C, filters)
         return _convolve(self, inputs, kernel.permute(3, 2, 0, 1), padding=0, groups=1)
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class Dense(layers.Dense):
+    """Keras' layer; on PyTorch the product adds the bias, not a pass after it."""
+
+    def call(self, inputs, training=None):
+        if not _on_torch(inputs) or self.quantization_mode is not None:
+            return super().call(inputs, training=training)
+        import torch
+
+        kernel = ops.convert_to_tensor(self.kernel)  # (C, units)
+        bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
+        return self.activation(torch.nn.functional.linear(inputs, kernel.T, bias))
 
 
 def _on_torch(inputs):
