@@ -5,6 +5,7 @@ from keras import ops
 from numpy_method import assert_close, resize
 
 import keras_segadapter as ksa
+from keras_segadapter.native import Dense, DepthwiseConv2D, PatchConv2D
 
 
 def maps(*shape, seed=0):
@@ -84,3 +85,66 @@ def test_one_pixel_fills_the_map():
         ksa.ResizeLike()([maps(1, 1, 1, 4), maps(1, 5, 3, 1)])
     )
     np.testing.assert_allclose(resized, resized[:, :1, :1].repeat(5, 1).repeat(3, 2))
+
+
+LAYERS = [
+    (
+        DepthwiseConv2D,
+        keras.layers.DepthwiseConv2D,
+        {"kernel_size": 5, "padding": "same"},
+    ),
+    (
+        DepthwiseConv2D,
+        keras.layers.DepthwiseConv2D,
+        {
+            "kernel_size": 3,
+            "padding": "same",
+            "depth_multiplier": 2,
+            "activation": "relu",
+        },
+    ),
+    (
+        DepthwiseConv2D,
+        keras.layers.DepthwiseConv2D,
+        {"kernel_size": 4, "padding": "same"},
+    ),
+    (DepthwiseConv2D, keras.layers.DepthwiseConv2D, {"kernel_size": 3, "strides": 2}),
+    (PatchConv2D, keras.layers.Conv2D, {"filters": 4, "kernel_size": 2, "strides": 2}),
+    (
+        PatchConv2D,
+        keras.layers.Conv2D,
+        {"filters": 4, "kernel_size": 3, "strides": 2, "use_bias": False},
+    ),
+    (
+        PatchConv2D,
+        keras.layers.Conv2D,
+        {"filters": 4, "kernel_size": 3, "padding": "same"},
+    ),
+    (Dense, keras.layers.Dense, {"units": 5, "activation": "gelu"}),
+    (Dense, keras.layers.Dense, {"units": 5, "use_bias": False}),
+]
+
+
+@pytest.mark.parametrize("ours, keras_own, options", LAYERS)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_our_layers_give_what_keras_own_give(ours, keras_own, options, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 8, 6)).astype("float32")
+    layer, other = ours(**options, dtype=dtype), keras_own(**options, dtype=dtype)
+    other.build(x.shape)
+    other.set_weights([rng.normal(size=w.shape) for w in other.get_weights()])
+    layer.build(x.shape)
+    layer.set_weights(other.get_weights())
+    found, expected = layer(x), other(x)
+    assert found.dtype == expected.dtype
+    found, expected = (
+        keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
+        for value in (found, expected)
+    )
+    scale = np.abs(expected).max()
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance)
+    config = keras.saving.serialize_keras_object(layer)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is ours and copy.get_config() == layer.get_config()
+    assert layer(keras.Input((9, 8, 6))).shape[1:] == found.shape[1:]
