@@ -58,6 +58,14 @@ def plan():
                     for m, on in tasks
                 ],
             )
+    yield (
+        "the head's share of AdaptMiTB0, batch 1",
+        9,
+        [
+            {"do": "infer", "model": name, "on": "torch", "batch": 1}
+            for name in (OURS[0], "head", "head, concatenated")
+        ],
+    )
     for ours in OURS:
         for backend in ("tensorflow", "torch"):
             kinds = [
@@ -128,6 +136,8 @@ def inference(task):
     images = np.random.default_rng(0).integers(0, 256, shape).astype("float32")
     if task["on"] in RUNTIMES:
         return in_runtime(task, images)
+    if task["model"].startswith("head"):
+        return without_gradients(head(task["model"].endswith("concatenated")))
     model = build(task)
     if task["model"].split(" ")[0] in PEERS:
         import torch
@@ -200,6 +210,29 @@ def build(task):
     name, _, folded = name.partition(".")
     model = getattr(ksa, name)(classes, adapters=task.get("adapters", True))
     return model.for_inference() if folded else model
+
+
+def head(concatenated):
+    """Function that runs the head on MiT-B0's stages, ours or the paper's way."""
+    from keras import ops
+
+    import keras_segadapter as ksa
+
+    channels = (32, 64, 160, 256)
+    sides = (SIZE // 4, SIZE // 8, SIZE // 16, SIZE // 32)
+    features = [ops.ones((1, s, s, c)) for s, c in zip(sides, channels, strict=True)]
+    layer = ksa.MLPHead(CLASSES)
+    layer(features)
+
+    def whole():
+        maps = []
+        for x, linear, norm in zip(features, layer.linears, layer.norms, strict=True):
+            x = ops.gelu(norm(linear(x)), approximate=False)
+            maps.append(ops.image.resize(x, (sides[0], sides[0])))
+        fused = ops.matmul(ops.concatenate(maps, axis=-1), layer.projection)
+        return layer.classifier(ops.gelu(layer.projection_norm(fused)))
+
+    return whole if concatenated else lambda: layer(features)
 
 
 def keras_hub_segformer(classes):
@@ -342,7 +375,13 @@ def machine():
 
 
 def report():
-    results = json.loads(RESULTS.read_text())
+    text = tables(json.loads(RESULTS.read_text()))
+    RESULTS.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def tables(results):
+    """All of the tables, as Markdown."""
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     lines = [f"{results['machine']}; {versions}.", ""]
     sections = {}
@@ -352,9 +391,7 @@ def report():
         lines += [f"**{section}**", "", *table(runs), ""]
     training = {name: runs for name, runs in sections.items() if "adapters" in runs[0]}
     lines += ["**training: what adapters and rows change**", "", *changes(training), ""]
-    text = "\n".join(lines)
-    RESULTS.with_suffix(".md").write_text(text)
-    print(text)
+    return "\n".join(lines)
 
 
 def table(runs):
@@ -366,7 +403,8 @@ def table(runs):
             yield f"| {what(run)} | {run['on']} | failed | | |"
             continue
         # Exporting takes more memory than the runtimes do.
-        memory = run["memory_mb"] if run["do"] == "train" else ""
+        shown = run["do"] == "train" or run["model"].startswith("head")
+        memory = run["memory_mb"] if shown else ""
         yield (
             f"| {what(run)} | {run['on']} | {1000 * median(run):.0f} "
             f"| {median(run) / median(runs[0]):.2f} | {memory} |"

@@ -116,6 +116,16 @@ def test_the_accuracy_table_is_what_every_arm_and_seed_gave():
     assert all(row in readme for row in rows_of(results / "camvid.md"))
 
 
+def test_the_speed_tables_are_what_was_measured():
+    speed = runpy.run_path(str(ROOT / "benchmarks/speed.py"))
+    path = ROOT / "benchmarks/results/speed.json"
+    written = path.with_suffix(".md")
+    assert written.read_text() == speed["tables"](json.loads(path.read_text()))
+    section = (ROOT / "README.md").read_text().split("## Speed")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) > 10 and set(rows) <= set(written.read_text().splitlines())
+
+
 def test_the_layer_in_a_model_of_ones_own(monkeypatch, capsys):
     run_here(monkeypatch, "examples/add_layer.py")
     assert "mask_mIoU" in capsys.readouterr().out
