@@ -38,72 +38,60 @@ BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def plan():
-    """The tasks, section by section; those of a section take turns."""
-    for peer, ours in zip(PEERS, OURS, strict=True):
-        for batch in (1, 8):
-            tasks = [(peer, "torch")]
-            tasks += [(ours, backend) for backend in BACKENDS]
-            tasks += [(f"{ours}.for_inference", backend) for backend in BACKENDS]
-            tasks += [(name, runtime) for runtime in RUNTIMES for name in (peer, ours)]
-            if peer == "SegFormer-B0":
-                tasks.insert(1, ("keras-hub SegFormer-B0", "torch"))
-                tasks.insert(1, ("SegFormer-B0 at 1/4 size", "torch"))
-            # XLA on a CPU is slow at depthwise convolutions: not eight images too.
-            tasks = [t for t in tasks if t[1] != "jax" or batch == 1]
-            yield (
-                f"inference, batch {batch}: {ours}",
-                9 if batch == 1 else 3,
-                [
-                    {"do": "infer", "model": m, "on": on, "batch": batch}
-                    for m, on in tasks
-                ],
-            )
-    yield (
-        "the head's share of AdaptMiTB0, batch 1",
-        9,
-        [
-            {"do": "infer", "model": name, "on": "torch", "batch": 1}
-            for name in (OURS[0], "head", "head, concatenated")
-        ],
-    )
-    for ours in OURS:
-        for backend in ("tensorflow", "torch"):
-            kinds = [
-                (adapters, rows) for rows in (None, 16) for adapters in (False, True)
-            ] + [(True, "model")]
-            yield (
-                f"training, batch 2: {ours} on {backend}",
-                4,
-                [
-                    {
-                        "do": "train",
-                        "model": ours,
-                        "on": backend,
-                        "batch": 2,
-                        "adapters": adapters,
-                        "rows": rows,
-                    }
-                    for adapters, rows in kinds
-                ],
-            )
+    """Sections: a title, the number of rounds, and the tasks that take turns."""
+    small, large = OURS
+    yield beside_peers(PEERS[0], small, batch=1)
+    yield the_head(small)
+    yield with_and_without_adapters(small, "tensorflow")
+    yield with_and_without_adapters(small, "torch")
+    yield growth("infer", f"{small}.for_inference")
+    yield growth("train", small)
+    yield beside_peers(PEERS[0], small, batch=8)
+    yield beside_peers(PEERS[1], large, batch=1)
+    yield with_and_without_adapters(large, "tensorflow")
+    yield with_and_without_adapters(large, "torch")
+    yield beside_peers(PEERS[1], large, batch=8)
+
+
+def beside_peers(peer, ours, batch):
+    pairs = [(peer, "torch")]
+    if peer == "SegFormer-B0":
+        pairs.append(("SegFormer-B0 at 1/4 size", "torch"))
+        pairs.append(("keras-hub SegFormer-B0", "torch"))
+    # XLA on a CPU is slow at depthwise convolutions: not eight images too.
+    backends = [name for name in BACKENDS if name != "jax" or batch == 1]
+    pairs += [(ours, backend) for backend in backends]
+    pairs += [(f"{ours}.for_inference", backend) for backend in backends]
+    pairs += [(name, runtime) for runtime in RUNTIMES for name in (peer, ours)]
+    tasks = [
+        {"do": "infer", "model": model, "on": on, "batch": batch} for model, on in pairs
+    ]
+    return f"inference, batch {batch}: {ours}", 9 if batch == 1 else 3, tasks
+
+
+def the_head(ours):
+    tasks = [
+        {"do": "infer", "model": name, "on": "torch", "batch": 1}
+        for name in (ours, "head", "head, concatenated")
+    ]
+    return f"the head's share of {ours}, batch 1", 9, tasks
+
+
+def with_and_without_adapters(ours, backend):
+    kinds = [(adapters, rows) for rows in (None, 16) for adapters in (False, True)]
+    shared = {"do": "train", "model": ours, "on": backend, "batch": 2}
+    tasks = [
+        {**shared, "adapters": adapters, "rows": rows}
+        for adapters, rows in [*kinds, (True, "model")]
+    ]
+    return f"training, batch 2: {ours} on {backend}", 4, tasks
+
+
+def growth(do, model):
     sizes = [(SIZE, 2), (SIZE, 19), (SIZE, 150), (256, 150), (768, 150), (1024, 150)]
-    for do in ("infer", "train"):
-        yield (
-            f"growth: {do}",
-            4,
-            [
-                {
-                    "do": do,
-                    "model": "AdaptMiTB0.for_inference" if do == "infer" else OURS[0],
-                    "on": "torch",
-                    "batch": 1,
-                    "size": size,
-                    "classes": classes,
-                    "rows": 16,
-                }
-                for size, classes in sizes
-            ],
-        )
+    shared = {"do": do, "model": model, "on": "torch", "batch": 1, "rows": 16}
+    tasks = [{**shared, "size": size, "classes": count} for size, count in sizes]
+    return f"growth: {do}", 4, tasks
 
 
 # In a process of its own: one task, a call whenever a line comes in
