@@ -292,10 +292,11 @@ def training(task):
     scale = 4 if rows == "model" else 1
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3)).astype("float32")
-    masks = rng.integers(0, classes, (batch, size // scale, size // scale))
+    side = size // scale
+    masks = rng.integers(0, classes, (batch, side, side), "int32")
     # As in `fit`; the masks of "model" have the scores' size, so nothing is resized.
     model.compile(loss=ksa.SegmentationCrossentropy(rows=16 if rows else None))
-    return lambda: model.train_on_batch(images, masks.astype("int32"))
+    return lambda: model.train_on_batch(images, masks)
 
 
 # All of them in turns, and what they gave

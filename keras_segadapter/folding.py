@@ -203,16 +203,17 @@ def folded_head(head, inputs):
     for i, (linear, norm) in enumerate(zip(head.linears, head.norms, strict=True)):
         stage_scale, stage_shift = affine(norm)
         new.linears[i].set_weights([_arrays(linear)[0] * stage_scale, stage_shift])
-        new.projections[i].set_weights([weights[i], shift][: 2 if i == 0 else 1])
+        bias = [shift] if i == 0 else []
+        new.projections[i].set_weights([weights[i], *bias])
     new.classifier.set_weights(head.classifier.get_weights())
     return outputs
 
 
 def affine(norm):
     """Scale and shift of a batch norm at inference, float64."""
-    mean, variance = norm.moving_mean, norm.moving_variance
     mean, variance = (
-        ops.convert_to_numpy(value).astype("float64") for value in (mean, variance)
+        ops.convert_to_numpy(value).astype("float64")
+        for value in (norm.moving_mean, norm.moving_variance)
     )
     scale = 1 / np.sqrt(variance + norm.epsilon)
     if norm.scale:

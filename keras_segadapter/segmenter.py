@@ -78,10 +78,9 @@ class Segmenter(keras.Model):
         self._output_keys = tuple(outputs)
         # The graph without the auxiliary path, for all but training.
         parts.logits_model = keras.Model(inputs, outputs["logits"])
-        # Set while a step runs whose losses resize the scores themselves.
-        self._stepping = False
-        self._scoring = False
-        self._rows = None
+        self._stepping = False  # in a step of fit or evaluate
+        self._scoring = False  # in one of evaluate
+        self._rows = None  # as in the losses, if they resize the scores themselves
         self._metrics_by_output = False
 
     @property
@@ -374,10 +373,10 @@ class Segmenter(keras.Model):
             labels: Whether the output is class ids instead of logits.
 
         Returns:
-            A functional `keras.Model` of plain layers, from images `(B, H, W, C)` as
-            this model takes them to float32 logits `(B, H, W, K)`, or class ids
-            `(B, H, W)`: uint8 up to 256 classes, int32 beyond. It can be saved,
-            and exported by `model.export`.
+            A functional `keras.Model` from images `(B, H, W, C)` as this model takes
+            them to float32 logits `(B, H, W, K)`, or class ids `(B, H, W)`: uint8 up to
+            256 classes, int32 beyond. It can be saved, and loaded after `import
+            keras_segadapter`. `examples/export.py` writes it for other runtimes.
 
         Example:
 

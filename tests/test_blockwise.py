@@ -142,7 +142,10 @@ def test_training_and_evaluation_are_the_same(aux, tmp_path):
     assert blockwise(images, training=True)["logits"].shape == (4, 24, 40, 3)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one of its own")
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="sizes known at run time alone are TensorFlow's",
+)
 def test_sizes_that_tensorflow_learns_at_run_time():
     import tensorflow as tf
 

@@ -234,9 +234,10 @@ def _mit(size, depths, channels, weights, input_shape, drop_path, name):
         kernel = KERNELS[stage - 1]
         # Padded by hand: "same" pads elsewhere when the size is odd.
         x = layers.ZeroPadding2D(kernel // 2)(x)
-        x = PatchConv2D(width, kernel, STRIDES[stage - 1], name=f"stage{stage}_embed")(
-            x
-        )  # (B, H/stride, W/stride, width)
+        embed = PatchConv2D(
+            width, kernel, STRIDES[stage - 1], name=f"stage{stage}_embed"
+        )
+        x = embed(x)  # (B, H/stride, W/stride, width)
         x = _norm(f"stage{stage}_embed_norm")(x)
         for block in range(1, depth + 1):
             prefix, rate = f"stage{stage}_block{block}", next(rates)

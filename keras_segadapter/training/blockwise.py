@@ -30,10 +30,9 @@ def resized_crossentropy(labels, weights, scores, rows):
             loss, gradient = carry
             down = interpolation(pixels, height, low_height)  # (R, h)
             logits = resized_rows(scores, down, across)  # (B*R, W, K)
-            shape = (-1, width, 1)
             truth = ops.reshape(ops.take(labels, pixels, axis=1), (-1, width))
             weight = ops.take(weights, pixels, axis=1) * new[:, None]
-            weight = ops.reshape(weight, shape)  # (B*R, W, 1)
+            weight = ops.reshape(weight, (-1, width, 1))  # (B*R, W, 1)
             truth = ops.one_hot(truth, classes)  # (B*R, W, K)
             largest = ops.max(logits, axis=-1, keepdims=True)
             powers = ops.exp(logits - largest)

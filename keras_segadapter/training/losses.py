@@ -86,20 +86,19 @@ class SegmentationCrossentropy(keras.losses.Loss):
             if sample_weight is not None and len(sample_weight.shape) == 4:
                 sample_weight = ops.squeeze(sample_weight, axis=-1)
             # The sum over the pixels is taken inside `call`, so their weights too.
-            y_true = [y_true] if sample_weight is None else [y_true, sample_weight]
+            y_true = [y_true, 1.0 if sample_weight is None else sample_weight]
             sample_weight = None
         return super().__call__(y_true, y_pred, sample_weight=sample_weight)
 
     def call(self, y_true, y_pred):
         smaller = isinstance(y_true, list)
-        y_true, *sample_weight = y_true if smaller else [y_true]
+        y_true, sample_weight = y_true if smaller else (y_true, None)
         labels = integer_labels(y_true, y_pred, self.rows)  # (B, H, W)
         logits = ops.cast(y_pred, "float32")  # (B, H, W, K)
         labels, weights = self._weights(labels, logits.shape[-1])  # (B, H, W) each
         total = ops.maximum(ops.sum(weights), keras.config.epsilon())
         if smaller:
-            for weight in sample_weight:
-                weights = weights * weight
+            weights = weights * sample_weight
             return resized_crossentropy(labels, weights, logits, self.rows) / total
         losses = keras.losses.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
