@@ -78,18 +78,20 @@ def the_head(ours):
 
 
 def with_and_without_adapters(ours, backend):
-    kinds = [(adapters, rows) for rows in (None, 16) for adapters in (False, True)]
+    kinds = [(adapters, tile) for tile in (None, 64) for adapters in (False, True)]
     shared = {"do": "train", "model": ours, "on": backend, "batch": 2}
     tasks = [
-        {**shared, "adapters": adapters, "rows": rows}
-        for adapters, rows in [*kinds, (True, "model")]
+        {**shared, "adapters": adapters, "tile": tile}
+        for adapters, tile in [*kinds, (True, "model")]
     ]
     return f"training, batch 2: {ours} on {backend}", 4, tasks
 
 
 def growth(do, model):
     sizes = [(SIZE, 2), (SIZE, 19), (SIZE, 150), (256, 150), (768, 150), (1024, 150)]
-    shared = {"do": do, "model": model, "on": "torch", "batch": 1, "rows": 16}
+    shared = {"do": do, "model": model, "on": "torch", "batch": 1}
+    if do == "train":
+        shared["tile"] = 64
     tasks = [{**shared, "size": size, "classes": count} for size, count in sizes]
     return f"growth: {do}", 4, tasks
 
@@ -279,7 +281,7 @@ def in_runtime(task, images):
 def training(task):
     """Function that does one training step: both losses, AdamW, mIoU.
 
-    `rows` is None for losses on whole logits, a number for losses by rows, "model"
+    `tile` is None for losses on whole logits, a number for losses in tiles, "model"
     for losses at the scores' own size: what the model itself takes.
     """
     import numpy as np
@@ -287,15 +289,15 @@ def training(task):
     import keras_segadapter as ksa
 
     batch, size = task["batch"], task.get("size", SIZE)
-    rows, classes = task["rows"], task.get("classes", CLASSES)
+    tile, classes = task["tile"], task.get("classes", CLASSES)
     model = build(task)
-    scale = 4 if rows == "model" else 1
+    scale = 4 if tile == "model" else 1
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3)).astype("float32")
     side = size // scale
     masks = rng.integers(0, classes, (batch, side, side), "int32")
     # As in `fit`; the masks of "model" have the scores' size, so nothing is resized.
-    model.compile(loss=ksa.SegmentationCrossentropy(rows=16 if rows else None))
+    model.compile(loss=ksa.SegmentationCrossentropy(tile=64 if tile else None))
     return lambda: model.train_on_batch(images, masks)
 
 
@@ -379,7 +381,8 @@ def tables(results):
     for section, runs in sections.items():
         lines += [f"**{section}**", "", *table(runs), ""]
     training = {name: runs for name, runs in sections.items() if "adapters" in runs[0]}
-    lines += ["**training: what adapters and rows change**", "", *changes(training), ""]
+    lines += ["**training: what adapters and tiles change**", ""]
+    lines += [*changes(training), ""]
     return "\n".join(lines)
 
 
@@ -401,15 +404,15 @@ def table(runs):
 
 
 def changes(sections):
-    """What adapters cost, and losses by rows save, as ratios."""
+    """What adapters cost, and losses in tiles save, as ratios."""
     yield (
-        "| model | on | adapters: time | adapters: memory | by rows: time "
-        "| by rows: memory above the model's |"
+        "| model | on | adapters: time | adapters: memory | in tiles: time "
+        "| in tiles: memory above the model's |"
     )
     yield "|---|---|---|---|---|---|"
     for runs in sections.values():
-        by_kind = {(run["adapters"], run["rows"]): run for run in runs}
-        without, adapted = by_kind[False, 16], by_kind[True, 16]
+        by_kind = {(run["adapters"], run["tile"]): run for run in runs}
+        without, adapted = by_kind[False, 64], by_kind[True, 64]
         whole, own = by_kind[True, None], by_kind[True, "model"]["memory_mb"]
         yield (
             f"| {adapted['model']} | {adapted['on']} "
@@ -428,8 +431,8 @@ def what(run):
     name = run["model"]
     if run["do"] == "train" and "adapters" in run:
         name += "" if run["adapters"] else ", no adapters"
-        loss = {None: "whole logits", 16: "by rows", "model": "at the scores' size"}
-        name += f", loss {loss[run['rows']]}"
+        loss = {None: "whole logits", 64: "in tiles", "model": "at the scores' size"}
+        name += f", loss {loss[run['tile']]}"
     if "size" in run:
         name += f", {run['size']} x {run['size']}, K = {run['classes']}"
     return name

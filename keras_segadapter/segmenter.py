@@ -21,7 +21,7 @@ from keras_segadapter.training.compiling import (
     check_loss,
     check_names,
     check_resize,
-    rows_of,
+    tile_of,
 )
 from keras_segadapter.training.epochs import ShuffledArrays, count_epochs
 from keras_segadapter.training.losses import SegmentationCrossentropy
@@ -80,7 +80,7 @@ class Segmenter(keras.Model):
         parts.logits_model = keras.Model(inputs, outputs["logits"])
         self._stepping = False  # in a step of fit or evaluate
         self._scoring = False  # in one of evaluate
-        self._rows = None  # as in the losses, if they resize the scores themselves
+        self._tile = None  # as in the losses, if they resize the scores themselves
         self._metrics_by_output = False
 
     @property
@@ -102,7 +102,7 @@ class Segmenter(keras.Model):
         return super().__call__(inputs, *args, aux=aux, **kwargs)
 
     def call(self, inputs, training=None, mask=None, aux=None):
-        if self._stepping and self._rows:
+        if self._stepping and self._tile:
             return self._parts.scores_model.call(inputs, training=training, mask=mask)
         if self._gives_all(training, aux):
             return super().call(inputs, training=training, mask=mask)
@@ -135,7 +135,7 @@ class Segmenter(keras.Model):
             optimizer: As in Keras. By default `keras_segadapter.AdamW()`.
             loss: One loss for all outputs, or a dict by output ("logits", "aux"; with
                 `aux="per_stage"` "aux_s4" and so on). By default
-                `SegmentationCrossentropy(ignore_class)`; with `rows=16` in it training
+                `SegmentationCrossentropy(ignore_class)`; with `tile=64` in it training
                 takes a fraction of the memory, to the same numbers.
             loss_weights: Dict by output. By default 1 for the logits and `aux_weight`
                 for each auxiliary output; with a dict of losses 1, as in Keras.
@@ -150,7 +150,7 @@ class Segmenter(keras.Model):
         Raises:
             TypeError: If `ignore_class` is neither None, an id nor a list of ids.
             ValueError: If `aux_weight` is negative, a dict names another output, a loss
-                takes one-hot masks or probabilities, not ids and logits, or has `rows`
+                takes one-hot masks or probabilities, not ids and logits, or has `tile`
                 where another loss or a metric has not.
 
         Example:
@@ -189,10 +189,10 @@ class Segmenter(keras.Model):
                 loss_weights["logits"] = 1.0
         if _is_dict(loss_weights):
             loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
-        self._rows = rows_of(loss.values())
+        self._tile = tile_of(loss.values())
         if metrics is None:
-            metrics = [MeanIoU(self.num_classes, ids, self._rows)]
-        if self._rows:
+            metrics = [MeanIoU(self.num_classes, ids, self._tile)]
+        if self._tile:
             check_resize(keras.tree.flatten(metrics))
         self._metrics_by_output = _is_dict(metrics)
         self._jit_requested = jit_compile

@@ -1,4 +1,4 @@
-"""Losses and metrics that resize small scores a few rows at a time."""
+"""Losses and metrics that resize small scores a tile at a time."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ import keras_segadapter as ksa
 from keras_segadapter.native import resize_bilinear
 
 # Of a height that the blocks do not divide, by a factor that is no integer.
-SIZE, SMALL, CLASSES, ROWS = (22, 27), (6, 7), 5, 4
+SIZE, SMALL, CLASSES, TILE = (22, 27), (6, 7), 5, 4
 
 
 def batch(seed=0):
@@ -59,7 +59,7 @@ def test_value_and_gradient_are_those_of_the_resized_logits(weighted):
         return plain(labels, resize_bilinear(scores, *SIZE), **kwargs)
 
     expected = gradient(on_logits, labels, scores, **weights)
-    blockwise = ksa.SegmentationCrossentropy(rows=ROWS, **options)
+    blockwise = ksa.SegmentationCrossentropy(tile=TILE, **options)
     found = gradient(blockwise, labels, scores, **weights)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(
@@ -68,22 +68,22 @@ def test_value_and_gradient_are_those_of_the_resized_logits(weighted):
     assert np.abs(ops.convert_to_numpy(found[1])).max() > 1e-3
 
 
-@pytest.mark.parametrize("rows", [1, 22, 100])
-def test_any_number_of_rows_and_weights_of_images(rows):
+@pytest.mark.parametrize("tile", [1, 22, 100])
+def test_any_size_of_tiles_and_weights_of_images(tile):
     labels, scores = batch()
     logits = resize_bilinear(scores, *SIZE)
     images = np.array([1.0, 3.0], "float32")
     expected = ksa.SegmentationCrossentropy()(labels, logits, images)
-    found = ksa.SegmentationCrossentropy(rows=rows)(labels, scores, images)
+    found = ksa.SegmentationCrossentropy(tile=tile)(labels, scores, images)
     np.testing.assert_allclose(float(found), float(expected), atol=1e-5)
     # Masks with a channel, and logits that have their size already.
-    same = ksa.SegmentationCrossentropy(rows=rows)(labels[..., None], logits, images)
+    same = ksa.SegmentationCrossentropy(tile=tile)(labels[..., None], logits, images)
     np.testing.assert_allclose(float(same), float(expected), atol=1e-6)
 
 
 def test_void_alone_gives_zero_and_foreign_ids_nan():
     labels, scores = batch()
-    loss = ksa.SegmentationCrossentropy(rows=ROWS)
+    loss = ksa.SegmentationCrossentropy(tile=TILE)
     assert float(loss(np.full_like(labels, 255), scores)) == 0.0
     labels[0, 10, 10] = CLASSES
     assert np.isnan(float(loss(labels, scores)))
@@ -92,15 +92,15 @@ def test_void_alone_gives_zero_and_foreign_ids_nan():
 def test_the_metric_counts_the_same_pixels():
     labels, scores = batch()
     labels[1, 5, 5] = 77  # no class
-    whole, by_rows = ksa.MeanIoU(CLASSES), ksa.MeanIoU(CLASSES, rows=ROWS)
+    whole, in_tiles = ksa.MeanIoU(CLASSES), ksa.MeanIoU(CLASSES, tile=TILE)
     whole.update_state(labels, resize_bilinear(scores, *SIZE))
-    by_rows.update_state(labels, scores)
-    np.testing.assert_array_equal(by_rows.confusion_matrix(), whole.confusion_matrix())
-    assert by_rows.confusion_matrix().sum() == 2 * (22 - 3) * 27 - 1
-    assert by_rows.get_config()["rows"] == ROWS
+    in_tiles.update_state(labels, scores)
+    np.testing.assert_array_equal(in_tiles.confusion_matrix(), whole.confusion_matrix())
+    assert in_tiles.confusion_matrix().sum() == 2 * (22 - 3) * 27 - 1
+    assert in_tiles.get_config()["tile"] == TILE
 
 
-def small_model(rows, aux="sum"):
+def small_model(tile, aux="sum"):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 4, 4)(inputs)
@@ -108,7 +108,7 @@ def small_model(rows, aux="sum"):
     model = ksa.build_segmenter(
         keras.Model(inputs, x), 3, head=ksa.MLPHead(3, 8, dropout=0.0), aux=aux
     )
-    loss = ksa.SegmentationCrossentropy(rows=rows)
+    loss = ksa.SegmentationCrossentropy(tile=tile)
     model.compile(keras.optimizers.SGD(0.05), loss=loss)
     return model
 
@@ -138,7 +138,7 @@ def test_training_and_evaluation_are_the_same(aux, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     found = loaded.evaluate(images, masks, 2, verbose=0, return_dict=True)
     np.testing.assert_allclose(found["loss"], expected["loss"], atol=1e-5)
-    assert loaded.loss["logits"].rows == 5
+    assert loaded.loss["logits"].tile == 5
     assert blockwise(images, training=True)["logits"].shape == (4, 24, 40, 3)
 
 
@@ -162,8 +162,8 @@ def test_sizes_that_tensorflow_learns_at_run_time():
         lambda: iter(pairs), output_signature=shapes
     ).repeat()
     losses = []
-    for rows in (None, 16):
-        found = small_model(rows).evaluate(data, steps=2, verbose=0, return_dict=True)
+    for tile in (None, 16):
+        found = small_model(tile).evaluate(data, steps=2, verbose=0, return_dict=True)
         losses.append(found)
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
@@ -172,13 +172,13 @@ def test_bad_input(tiny_backbone):
     labels, scores = batch()
     with pytest.raises(ValueError, match="at the size"):
         ksa.SegmentationCrossentropy()(labels, scores)
-    with pytest.raises(ValueError, match="rows"):
-        ksa.SegmentationCrossentropy(rows=0)
+    with pytest.raises(ValueError, match="tile"):
+        ksa.SegmentationCrossentropy(tile=0)
     with pytest.raises(ValueError, match="one class id a pixel"):
-        ksa.SegmentationCrossentropy(rows=4)(labels[:1], scores)
+        ksa.SegmentationCrossentropy(tile=4)(labels[:1], scores)
     model = ksa.build_segmenter(tiny_backbone(), 3)
-    loss = ksa.SegmentationCrossentropy(rows=16)
-    with pytest.raises(ValueError, match=r"MeanIoU\(num_classes, rows=16\)"):
+    loss = ksa.SegmentationCrossentropy(tile=64)
+    with pytest.raises(ValueError, match=r"MeanIoU\(num_classes, tile=64\)"):
         model.compile(loss=loss, metrics=[ksa.MeanIoU(3)])
     mixed = {"logits": loss, "aux": ksa.SegmentationCrossentropy()}
     with pytest.raises(ValueError, match="all losses take"):

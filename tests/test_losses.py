@@ -91,7 +91,7 @@ def test_config_and_serialisation():
         "reduction": "mean",
         "ignore_class": [254, 255],
         "class_weight": [1, 2, 0.5, 3],
-        "rows": None,
+        "tile": None,
     }
 
 

@@ -1,116 +1,155 @@
 """Losses and counts over resized scores that never exist at full size.
 
 At 150 classes and 512 x 512 pixels the logits of one image take 157 MB, and training
-holds several of that size. Here a few rows are resized at a time, by two small matrix
-products, and what is wanted of them is taken at once. The cross-entropy's gradient is
-made in the same pass: rematerialisation would resize and exponentiate twice, and Keras'
-`remat` inside its loops does not run on TensorFlow.
+holds several of that size. Here a tile of the mask is resized at a time, by two small
+matrix products, and what is wanted of it is taken at once. The cross-entropy's gradient
+is made in the same pass: rematerialisation would resize and exponentiate twice, and
+Keras' `remat` inside its loops does not run on TensorFlow.
 """
 
 from keras import ops
 
 
-def resized_crossentropy(labels, weights, scores, rows):
+def resized_crossentropy(labels, weights, scores, tile):
     """Sum of `weights * cross-entropy(labels, resized scores)`.
 
     Args:
         labels: Class ids `(B, H, W)`, all of them classes.
         weights: float32 `(B, H, W)`.
         scores: float32 `(B, h, w, K)`; the only argument with a gradient.
-        rows: Rows of the mask at a time.
+        tile: Largest side of a tile, in pixels of the mask.
     """
-    batch, low_height, low_width, classes = ops.shape(scores)
-    _, height, width = ops.shape(labels)
+    batch, height, width, classes = ops.shape(scores)
 
     @ops.custom_gradient
     def total(scores):
-        across = interpolation(ops.arange(width), width, low_width)  # (W, w)
-
-        def add(pixels, new, carry):
-            loss, gradient = carry
-            down = interpolation(pixels, height, low_height)  # (R, h)
-            logits = resized_rows(scores, down, across)  # (B*R, W, K)
-            truth = ops.reshape(ops.take(labels, pixels, axis=1), (-1, width))
-            weight = ops.take(weights, pixels, axis=1) * new[:, None]
-            weight = ops.reshape(weight, (-1, width, 1))  # (B*R, W, 1)
-            truth = ops.one_hot(truth, classes)  # (B*R, W, K)
+        def of_tile(index):
+            pixels, inside, cells, down, across = cut(index, labels, scores, tile)
+            logits = resized(scores, cells, down, across)  # (B, R*C, K)
+            weight = ops.take(flat(weights), pixels, axis=1) * inside  # (B, R*C)
+            weight = weight[..., None]
+            truth = ops.take(flat(labels), pixels, axis=1)
+            # one_hot's values, which on PyTorch makes them by way of int64.
+            truth = ops.take(ops.eye(classes), truth, axis=0)  # (B, R*C, K)
             largest = ops.max(logits, axis=-1, keepdims=True)
             powers = ops.exp(logits - largest)
             sums = ops.sum(powers, axis=-1, keepdims=True)
             chosen = ops.sum(truth * logits, axis=-1, keepdims=True)
-            loss = loss + ops.sum(weight * (ops.log(sums) + largest - chosen))
-            change = (powers / sums - truth) * weight  # (B*R, W, K)
-            # The resize, transposed.
-            change = ops.matmul(ops.transpose(across), change)  # (B*R, w, K)
-            change = ops.reshape(change, (batch, -1, low_width * classes))
-            return loss, gradient + ops.matmul(ops.transpose(down), change)
+            loss = ops.sum(weight * (ops.log(sums) + largest - chosen))
+            change = (powers / sums - truth) * weight  # (B, R*C, K)
+            change = resize_transposed(change, down, across)  # (B*r*c, K)
+            images = height * width * ops.arange(batch)
+            return loss, change, ops.reshape(images[:, None] + cells, (-1,))
 
-        zeros = ops.zeros((batch, low_height, low_width * classes))
-        loss, gradient = over_rows(add, (ops.zeros(()), zeros), height, rows)
-        gradient = ops.reshape(gradient, ops.shape(scores))
+        losses, changes, places = ops.map(of_tile, indices(labels, tile))
+        # Neighbouring tiles share the cells at their edge.
+        gradient = ops.segment_sum(
+            ops.reshape(changes, (-1, classes)),
+            ops.reshape(places, (-1,)),
+            num_segments=batch * height * width,
+        )
+        gradient = ops.reshape(gradient, (batch, height, width, classes))
 
         def backward(*args, upstream=None):
             return gradient * (args[0] if upstream is None else upstream)
 
-        return loss, backward
+        return ops.sum(losses), backward
 
     return total(scores)
 
 
-def resized_argmax_counts(count, labels, scores, rows, cells):
-    """Sum over blocks of rows of `count(labels, best classes)`, int32 `(cells,)`.
+def resized_argmax(labels, scores, tile):
+    """Labels and best classes of the resized scores, `(T, B, R*C)` each, in the order
+    of the tiles; the label is -1 where a tile stands out of the image.
 
     Args:
-        count: Function of class ids `(B*R, W)` and as many predicted ones; those of
-            rows that were counted before come as -1.
         labels: Class ids `(B, H, W)`.
         scores: float32 `(B, h, w, K)`.
-        rows: Rows of the mask at a time.
-        cells: Number of counts.
+        tile: Largest side of a tile, in pixels of the mask.
+    """
+
+    def of_tile(index):
+        pixels, inside, cells, down, across = cut(index, labels, scores, tile)
+        best = ops.argmax(resized(scores, cells, down, across), axis=-1)  # (B, R*C)
+        truth = ops.take(flat(labels), pixels, axis=1)
+        return ops.where(inside > 0, truth, -1), ops.cast(best, "int32")
+
+    return ops.map(of_tile, indices(labels, tile))
+
+
+def indices(labels, tile):
+    _, height, width = ops.shape(labels)
+    return ops.arange(divided(height, tile) * divided(width, tile))
+
+
+def cut(index, labels, scores, tile):
+    """One tile of R x C pixels and the r x c cells of the scores that it is made from.
+
+    Returns:
+        Its pixels in `flat(labels)`, int32 `(R*C,)`; 1.0 for those inside the image,
+        else 0.0; its cells in `flat(scores)`, int32 `(r*c,)`; and the weights of the
+        resize, down `(R, r)` and across `(C, c)`.
     """
     _, height, width = ops.shape(labels)
     _, low_height, low_width, _ = ops.shape(scores)
-    across = interpolation(ops.arange(width), width, low_width)  # (W, w)
-
-    def add(pixels, new, counts):
-        down = interpolation(pixels, height, low_height)  # (R, h)
-        best = ops.argmax(resized_rows(scores, down, across), axis=-1)  # (B*R, W)
-        truth = ops.where(new[:, None] > 0, ops.take(labels, pixels, axis=1), -1)
-        return counts + count(ops.reshape(truth, (-1, width)), ops.cast(best, "int32"))
-
-    return over_rows(add, ops.zeros((cells,), dtype="int32"), height, rows)
+    columns = divided(width, tile)
+    ys, y_inside, y_cells, down = cut_side(index // columns, height, low_height, tile)
+    xs, x_inside, x_cells, across = cut_side(index % columns, width, low_width, tile)
+    pixels = ops.reshape(ys[:, None] * width + xs, (-1,))
+    inside = ops.reshape(y_inside[:, None] * x_inside, (-1,))
+    cells = ops.reshape(y_cells[:, None] * low_width + x_cells, (-1,))
+    return pixels, inside, cells, down, across
 
 
-def over_rows(add, carry, height, rows):
-    """Run `carry = add(pixels, new, carry)` over blocks of `rows` rows.
-
-    `pixels` are the rows of the block; `new`, float32, is 0 for those that a block
-    before had, since the last one is moved up to end with the image.
-    """
-    # TensorFlow may know the height at run time alone.
-    rows = min(rows, height) if isinstance(height, int) else ops.minimum(rows, height)
-
-    def step(block, carry):
-        pixels = ops.minimum(block * rows, height - rows) + ops.arange(rows)
-        return add(pixels, ops.cast(pixels >= block * rows, "float32"), carry)
-
-    return ops.fori_loop(0, (height + rows - 1) // rows, step, carry)
-
-
-def interpolation(pixels, length, source):
-    """Weights `(len(pixels), source)` of these pixels of a side that is resized from
-    `source` to `length`, bilinear with half-pixel centres."""
+def cut_side(index, length, source, tile):
+    """One block of a side that is resized from `source` cells to `length` pixels,
+    bilinear with half-pixel centres: pixels, which of them are inside, cells, and the
+    weights `(pixels, cells)`."""
+    size = divided(length, divided(length, tile))  # blocks of even size
+    pixels = index * size + ops.arange(size)
     ratio = ops.cast(source, "float32") / ops.cast(length, "float32")
-    positions = (ops.cast(pixels, "float32") + 0.5) * ratio - 0.5
     last = ops.cast(source, "float32") - 1.0
+    positions = (ops.cast(pixels, "float32") + 0.5) * ratio - 0.5
     positions = ops.minimum(ops.maximum(positions, 0.0), last)
-    distances = positions[:, None] - ops.cast(ops.arange(source), "float32")
-    return ops.maximum(1.0 - ops.abs(distances), 0.0)
+    # As many cells for each block, those past the edge with weight 0.
+    reach = ops.arange(divided(size * source, length) + 2)
+    cells = ops.cast(ops.floor(positions[0]), "int32") + reach
+    distances = positions[:, None] - ops.cast(cells, "float32")
+    weights = ops.maximum(1.0 - ops.abs(distances), 0.0)
+    inside = ops.cast(pixels < length, "float32")
+    pixels, cells = ops.minimum(pixels, length - 1), ops.minimum(cells, source - 1)
+    return pixels, inside, cells, weights
 
 
-def resized_rows(scores, down, across):
-    """Rows `(B*R, W, K)` of the resized scores `(B, h, w, K)`."""
-    batch, low_height, low_width, classes = ops.shape(scores)
-    flat = ops.reshape(scores, (batch, low_height, low_width * classes))
-    rows = ops.matmul(down, flat)  # (B, R, w*K)
-    return ops.matmul(across, ops.reshape(rows, (-1, low_width, classes)))
+def divided(length, size):
+    """`length / size`, rounded up. TensorFlow may know them at run time alone."""
+    return -(-length // size)
+
+
+def flat(maps):
+    """Maps `(B, H, W, ...)` as `(B, H*W, ...)`."""
+    batch, height, width, *rest = ops.shape(maps)
+    return ops.reshape(maps, (batch, height * width, *rest))
+
+
+def resized(scores, cells, down, across):
+    """Logits `(B, R*C, K)` of a tile."""
+    batch, classes = ops.shape(scores)[0], scores.shape[-1]
+    (rows, low_rows), (columns, low_columns) = ops.shape(down), ops.shape(across)
+    logits = ops.take(flat(scores), cells, axis=1)  # (B, r*c, K)
+    logits = ops.reshape(logits, (batch, low_rows, low_columns * classes))
+    logits = ops.matmul(down, logits)  # (B, R, c*K)
+    logits = ops.reshape(logits, (batch * rows, low_columns, classes))
+    logits = ops.matmul(across, logits)  # (B*R, C, K)
+    return ops.reshape(logits, (batch, rows * columns, classes))
+
+
+def resize_transposed(change, down, across):
+    """Gradient `(B*r*c, K)` of a tile's cells from that of its logits."""
+    batch, classes = ops.shape(change)[0], change.shape[-1]
+    (rows, _), (columns, low_columns) = ops.shape(down), ops.shape(across)
+    change = ops.reshape(change, (batch * rows, columns, classes))
+    change = ops.matmul(ops.transpose(across), change)  # (B*R, c, K)
+    change = ops.reshape(change, (batch, rows, low_columns * classes))
+    change = ops.matmul(ops.transpose(down), change)  # (B, r, c*K)
+    return ops.reshape(change, (-1, classes))

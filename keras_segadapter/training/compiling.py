@@ -32,26 +32,26 @@ def check_loss(loss):
         )
 
 
-def rows_of(losses):
-    """Rows at a time of losses that resize the scores themselves; None for others."""
-    rows = {getattr(loss, "rows", None) for loss in losses}
-    if None in rows and len(rows) > 1:
+def tile_of(losses):
+    """Tile of losses that resize the scores themselves; None for others."""
+    tiles = {getattr(loss, "tile", None) for loss in losses}
+    if None in tiles and len(tiles) > 1:
         raise ValueError(
-            "Either all losses take smaller scores or none does: give `rows` to every "
-            "SegmentationCrossentropy, or to none. Received: losses with rows="
-            f"{sorted(rows, key=str)}"
+            "Either all losses take smaller scores or none does: give `tile` to every "
+            "SegmentationCrossentropy, or to none. Received: losses with tile="
+            f"{sorted(tiles, key=str)}"
         )
-    return max(rows, key=str)
+    return max(tiles, key=str)
 
 
 def check_resize(metrics):
     """Refuse metrics that need logits at the size of the mask."""
     for metric in metrics:
-        if getattr(metric, "rows", None) is None:
+        if getattr(metric, "tile", None) is None:
             raise ValueError(
                 "The loss takes scores smaller than the mask, so the metrics must as "
-                "well: use keras_segadapter.MeanIoU(num_classes, rows=16), or "
-                f"metrics=[], or a loss without `rows`. Received: {metric!r}"
+                "well: use keras_segadapter.MeanIoU(num_classes, tile=64), or "
+                f"metrics=[], or a loss without `tile`. Received: {metric!r}"
             )
 
 

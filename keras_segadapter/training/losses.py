@@ -24,16 +24,16 @@ class SegmentationCrossentropy(keras.losses.Loss):
     Args:
         ignore_class: Id of void pixels, several ids, or None.
         class_weight: One weight a class, or None for equal ones.
-        rows: None, or the number of rows of the mask to work on at a time: predictions
-            may then be smaller than the mask, and are resized to it (bilinear) a block
-            of rows after the other. A `Segmenter` compiled with it trains in a fraction
-            of the memory, to the same numbers. 16 is a good value.
+        tile: None, or the side of the tiles of the mask to work on one after the other,
+            in pixels: predictions may then be smaller than the mask, and are resized to
+            it (bilinear) a tile at a time. A `Segmenter` compiled with it trains in a
+            fraction of the memory, to the same numbers. 64 is a good value.
         name: Name of the loss.
         **kwargs: `dtype`, as in `keras.losses.Loss`.
 
     Call arguments:
         y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
-        y_pred: Logits `(B, H, W, K)`, with `rows` of any height and width; computed
+        y_pred: Logits `(B, H, W, K)`, with `tile` of any height and width; computed
             on in float32.
         sample_weight: Weights of images `(B,)` or of pixels `(B, H, W)`, or None.
 
@@ -59,14 +59,14 @@ class SegmentationCrossentropy(keras.losses.Loss):
         self,
         ignore_class=255,
         class_weight=None,
-        rows=None,
+        tile=None,
         name="segmentation_crossentropy",
         **kwargs,
     ):
         check_reduction(self, kwargs.setdefault("reduction", "sum_over_batch_size"))
         super().__init__(name=name, **kwargs)
         self.ignore_class = ignored_ids(ignore_class)
-        self.rows = check_rows(rows)
+        self.tile = check_tile(tile)
         self.class_weight = None if class_weight is None else list(class_weight)
         if self.class_weight is not None and not (
             self.class_weight and all(weight >= 0 for weight in self.class_weight)
@@ -82,7 +82,7 @@ class SegmentationCrossentropy(keras.losses.Loss):
             # Keras would line up the weights (B,) of whole images with columns.
             if len(sample_weight.shape) == 1:
                 sample_weight = ops.reshape(sample_weight, (-1, 1, 1))
-        if to_resize(y_true, y_pred, self.rows):
+        if to_resize(y_true, y_pred, self.tile):
             if sample_weight is not None and len(sample_weight.shape) == 4:
                 sample_weight = ops.squeeze(sample_weight, axis=-1)
             # The sum over the pixels is taken inside `call`, so their weights too.
@@ -93,13 +93,13 @@ class SegmentationCrossentropy(keras.losses.Loss):
     def call(self, y_true, y_pred):
         smaller = isinstance(y_true, list)
         y_true, sample_weight = y_true if smaller else (y_true, None)
-        labels = integer_labels(y_true, y_pred, self.rows)  # (B, H, W)
+        labels = integer_labels(y_true, y_pred, self.tile)  # (B, H, W)
         logits = ops.cast(y_pred, "float32")  # (B, H, W, K)
         labels, weights = self._weights(labels, logits.shape[-1])  # (B, H, W) each
         total = ops.maximum(ops.sum(weights), keras.config.epsilon())
         if smaller:
             weights = weights * sample_weight
-            return resized_crossentropy(labels, weights, logits, self.rows) / total
+            return resized_crossentropy(labels, weights, logits, self.tile) / total
         losses = keras.losses.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )  # (B, H, W)
@@ -130,7 +130,7 @@ class SegmentationCrossentropy(keras.losses.Loss):
         config.update(
             ignore_class=self.ignore_class,
             class_weight=self.class_weight,
-            rows=self.rows,
+            tile=self.tile,
         )
         return config
 
@@ -144,14 +144,14 @@ def check_reduction(loss, reduction):
         )
 
 
-def check_rows(rows):
-    return None if rows is None else check_integer("rows", rows)
+def check_tile(tile):
+    return None if tile is None else check_integer("tile", tile)
 
 
-def to_resize(y_true, y_pred, rows):
+def to_resize(y_true, y_pred, tile):
     """Whether predictions are to be resized, or may have to at run time."""
     size = tuple(y_true.shape[1:3])
-    return rows is not None and (None in size or size != tuple(y_pred.shape[1:3]))
+    return tile is not None and (None in size or size != tuple(y_pred.shape[1:3]))
 
 
 def counted_pixels(labels, ids):
@@ -162,16 +162,16 @@ def counted_pixels(labels, ids):
     return counted
 
 
-def integer_labels(y_true, y_pred, rows=None):
+def integer_labels(y_true, y_pred, tile=None):
     """Labels as int32 `(B, H, W)`, checked against predictions `(B, H, W, K)`; with
-    `rows` these may have another height and width."""
+    `tile` these may have another height and width."""
     labels = ops.convert_to_tensor(y_true)
     if len(labels.shape) == 4 and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
-    expected = tuple(y_pred.shape[:1] if rows else y_pred.shape[:-1])
+    expected = tuple(y_pred.shape[:1] if tile else y_pred.shape[:-1])
     fits = len(labels.shape) == len(y_pred.shape) - 1 and all(
         a is None or b is None or a == b
-        for a, b in zip(labels.shape, expected, strict=not rows)
+        for a, b in zip(labels.shape, expected, strict=not tile)
     )
     if not fits:
         raise ValueError(

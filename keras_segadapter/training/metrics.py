@@ -5,9 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_segadapter.checks import check_num_classes, ignored_ids
-from keras_segadapter.training.blockwise import resized_argmax_counts
+from keras_segadapter.training.blockwise import resized_argmax
 from keras_segadapter.training.losses import (
-    check_rows,
+    check_tile,
     counted_pixels,
     integer_labels,
     to_resize,
@@ -32,7 +32,7 @@ class MeanIoU(keras.metrics.Metric):
     Args:
         num_classes: Number of classes K, at least 2.
         ignore_class: Id of void pixels, several ids, or None.
-        rows: As in `SegmentationCrossentropy`.
+        tile: As in `SegmentationCrossentropy`.
         name: Name of the metric in logs and history.
         **kwargs: `dtype`, as in `keras.metrics.Metric`.
 
@@ -59,11 +59,11 @@ class MeanIoU(keras.metrics.Metric):
     ```
     """
 
-    def __init__(self, num_classes, ignore_class=255, rows=None, name="mIoU", **kwargs):
+    def __init__(self, num_classes, ignore_class=255, tile=None, name="mIoU", **kwargs):
         super().__init__(name=name, **kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.ignore_class = ignored_ids(ignore_class)
-        self.rows = check_rows(rows)
+        self.tile = check_tile(tile)
         self.low, self.high = (
             self.add_weight(
                 shape=(num_classes, num_classes),
@@ -86,15 +86,13 @@ class MeanIoU(keras.metrics.Metric):
                 f"Predictions must have {self.num_classes} channels, one a class. "
                 f"Received: predictions of shape {tuple(y_pred.shape)}"
             )
-        labels = integer_labels(y_true, y_pred, self.rows)  # (B, H, W)
-        if to_resize(labels, y_pred, self.rows):
+        labels = integer_labels(y_true, y_pred, self.tile)  # (B, H, W)
+        if to_resize(labels, y_pred, self.tile):
             scores = ops.cast(y_pred, "float32")  # (B, h, w, K)
-            counts = resized_argmax_counts(
-                self._count, labels, scores, self.rows, self.num_classes**2
-            )
+            labels, predicted = resized_argmax(labels, scores, self.tile)
         else:
             predicted = ops.cast(ops.argmax(y_pred, axis=-1), "int32")  # (B, H, W)
-            counts = self._count(labels, predicted)
+        counts = self._count(labels, predicted)
         low = self.low + ops.reshape(counts, (self.num_classes, self.num_classes))
         carry = low // LIMB
         self.low.assign(low - carry * LIMB)
@@ -142,7 +140,7 @@ class MeanIoU(keras.metrics.Metric):
         config.update(
             num_classes=self.num_classes,
             ignore_class=self.ignore_class,
-            rows=self.rows,
+            tile=self.tile,
         )
         return config
 
