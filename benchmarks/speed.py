@@ -1,4 +1,4 @@
-"""Time and memory beside the neighbours: inference, training, and how they grow.
+"""Time and memory beside the neighbours: inference, training, exported files, growth.
 
     pip install -e ".[all,dev]"
     python benchmarks/speed.py
@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import runpy
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,7 @@ PEERS = ("SegFormer-B0", "UPerNet-ConvNeXt-T")  # of transformers
 # What runs, by section: the first of a group is what the others are compared with.
 RUNTIMES = ("onnxruntime", "openvino", "openvino bfloat16")
 BACKENDS = ("tensorflow", "jax", "torch")
+FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", "": "SavedModel"}
 
 
 def plan():
@@ -42,14 +44,16 @@ def plan():
     small, large = OURS
     yield beside_peers(PEERS[0], small, batch=1)
     yield the_head(small)
+    yield exported_files(small)
     yield with_and_without_adapters(small, "tensorflow")
     yield with_and_without_adapters(small, "torch")
     yield growth("infer", f"{small}.for_inference")
     yield growth("train", small)
     yield beside_peers(PEERS[0], small, batch=8)
     yield beside_peers(PEERS[1], large, batch=1)
-    yield with_and_without_adapters(large, "tensorflow")
-    yield with_and_without_adapters(large, "torch")
+    # Whole logits beside these would not fit into 24 GB.
+    yield with_and_without_adapters(large, "tensorflow", tiles=(64,))
+    yield with_and_without_adapters(large, "torch", tiles=(64,))
     yield beside_peers(PEERS[1], large, batch=8)
 
 
@@ -62,7 +66,8 @@ def beside_peers(peer, ours, batch):
     backends = [name for name in BACKENDS if name != "jax" or batch == 1]
     pairs += [(ours, backend) for backend in backends]
     pairs += [(f"{ours}.for_inference", backend) for backend in backends]
-    pairs += [(name, runtime) for runtime in RUNTIMES for name in (peer, ours)]
+    runtimes = RUNTIMES if batch == 1 else RUNTIMES[:2]
+    pairs += [(name, runtime) for runtime in runtimes for name in (peer, ours)]
     tasks = [
         {"do": "infer", "model": model, "on": on, "batch": batch} for model, on in pairs
     ]
@@ -77,13 +82,28 @@ def the_head(ours):
     return f"the head's share of {ours}, batch 1", 9, tasks
 
 
-def with_and_without_adapters(ours, backend):
-    kinds = [(adapters, tile) for tile in (None, 64) for adapters in (False, True)]
+def exported_files(ours):
+    made = [(".onnx", backend, False) for backend in BACKENDS]
+    made += [(".xml", backend, False) for backend in BACKENDS]
+    made += [(".tflite", "tensorflow", False)]
+    made += [("", "tensorflow", False), ("", "jax", False)]
+    made += [(ending, "tensorflow", True) for ending in (".onnx", ".xml", ".tflite")]
+    tasks = [
+        {"do": "export", "model": ours, "on": on, "ending": ending, "int8": int8}
+        for ending, on, int8 in made
+    ]
+    return f"exported files of {ours}, batch 1", 9, tasks
+
+
+def with_and_without_adapters(ours, backend, tiles=(None, 64)):
     shared = {"do": "train", "model": ours, "on": backend, "batch": 2}
     tasks = [
         {**shared, "adapters": adapters, "tile": tile}
-        for adapters, tile in [*kinds, (True, "model")]
+        for tile in tiles
+        for adapters in (False, True)
     ]
+    if None in tiles:
+        tasks.append({**shared, "adapters": True, "tile": "model"})
     return f"training, batch 2: {ours} on {backend}", 4, tasks
 
 
@@ -100,9 +120,13 @@ def growth(do, model):
 
 
 def serve(task):
-    call = {"infer": inference, "train": training}[task["do"]](task)
+    facts = {}
+    if task["do"] == "export":
+        call, facts = exported(task)
+    else:
+        call = {"infer": inference, "train": training}[task["do"]](task)
     call()  # traces, compiles, allocates
-    print("ready", flush=True)
+    print("ready", json.dumps(facts), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         call()
@@ -172,7 +196,9 @@ def build(task):
             network = transformers.SegformerForSemanticSegmentation(config)
         else:
             backbone = transformers.ConvNextConfig(
-                out_features=["stage1", "stage2", "stage3", "stage4"]
+                depths=[3, 3, 9, 3],
+                hidden_sizes=[96, 192, 384, 768],
+                out_features=["stage1", "stage2", "stage3", "stage4"],
             )
             config = transformers.UperNetConfig(
                 backbone_config=backbone, num_labels=classes, use_auxiliary_head=False
@@ -278,6 +304,34 @@ def in_runtime(task, images):
     return lambda: compiled(images)
 
 
+def exported(task):
+    """Function that segments a scene with an exported file; how that agrees with Keras.
+
+    The weights are random, so that many pixels are nearly undecided: float32 must agree
+    all the same, 8 bits can't. tests/test_export.py has a model that was trained.
+    """
+    import numpy as np
+
+    import keras_segadapter as ksa
+
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples/export.py"))
+    model = build(task)
+    scenes = ksa.data.make_scenes(9, size=(SIZE, SIZE))[0].astype("float32")
+    image, *photos = (scene[None] for scene in scenes)
+    out = Path(tempfile.mkdtemp()) / f"model{task['ending']}"
+    photos = photos if task["int8"] else ()
+    example["export"](model, out, (SIZE, SIZE), photos=photos)
+    run = example["open_artifact"](out)
+    got, want = np.asarray(run(image)), np.asarray(model.predict(image, verbose=0))
+    files = [file for file in out.parent.rglob("*") if file.is_file()]
+    facts = {
+        "difference": float(np.abs(got - want).max() / np.abs(want).max()),
+        "agreement": float((got.argmax(-1) == want.argmax(-1)).mean()),
+        "file_mb": round(sum(file.stat().st_size for file in files) / 1e6, 1),
+    }
+    return lambda: run(image), facts
+
+
 def training(task):
     """Function that does one training step: both losses, AdamW, mIoU.
 
@@ -324,14 +378,17 @@ def measure():
         for _ in range(rounds):
             for worker, found in zip(workers, figures, strict=True):
                 if worker:
-                    worker.stdin.write("go\n")
-                    worker.stdin.flush()
-                    found.append(json.loads(worker.stdout.readline()))
+                    process, _ = worker
+                    process.stdin.write("go\n")
+                    process.stdin.flush()
+                    found.append(json.loads(process.stdout.readline()))
         for worker, found, task in zip(workers, figures, tasks, strict=True):
             run = {"section": section, **task}
             if worker:
-                worker.stdin.close()
-                worker.wait()
+                process, facts = worker
+                run |= facts
+                process.stdin.close()
+                process.wait()
                 run["seconds"] = [round(seconds, 4) for seconds, _ in found]
                 run["memory_mb"] = round(max(memory for _, memory in found))
             results["runs"].append(run)
@@ -340,7 +397,8 @@ def measure():
 
 
 def start(task):
-    """A process that is ready for its first timed call; None if it failed."""
+    """A process that is ready for its first timed call, and what it found out before;
+    None if it failed."""
     backend = task["on"] if task["on"] in BACKENDS else "torch"
     worker = subprocess.Popen(
         [sys.executable, __file__, "--task", json.dumps(task)],
@@ -350,8 +408,8 @@ def start(task):
         text=True,
     )
     for line in worker.stdout:
-        if line == "ready\n":
-            return worker
+        if line.startswith("ready "):
+            return worker, json.loads(line.removeprefix("ready "))
     worker.wait()
     return None
 
@@ -388,6 +446,9 @@ def tables(results):
 
 def table(runs):
     """Medians, and their ratio to the first run's."""
+    if runs[0]["do"] == "export":
+        yield from files_table(runs)
+        return
     yield "| what | on | ms | ratio | peak memory, MB |"
     yield "|---|---|---|---|---|"
     for run in runs:
@@ -403,6 +464,20 @@ def table(runs):
         )
 
 
+def files_table(runs):
+    """How exported files agree with Keras, what they take and weigh."""
+    yield "| format | made on | logits differ by | class ids agree | ms | file, MB |"
+    yield "|---|---|---|---|---|---|"
+    for run in runs:
+        name = FORMATS[run["ending"]] + (", int8" if run["int8"] else "")
+        yield (
+            f"| {name} | {run['on']} | failed | | | |"
+            if "seconds" not in run
+            else f"| {name} | {run['on']} | {run['difference']:.0e} "
+            f"| {run['agreement']:.2%} | {1000 * median(run):.0f} | {run['file_mb']} |"
+        )
+
+
 def changes(sections):
     """What adapters cost, and losses in tiles save, as ratios."""
     yield (
@@ -413,13 +488,17 @@ def changes(sections):
     for runs in sections.values():
         by_kind = {(run["adapters"], run["tile"]): run for run in runs}
         without, adapted = by_kind[False, 64], by_kind[True, 64]
-        whole, own = by_kind[True, None], by_kind[True, "model"]["memory_mb"]
+        in_tiles = "| | "
+        if (True, "model") in by_kind:
+            whole, own = by_kind[True, None], by_kind[True, "model"]["memory_mb"]
+            in_tiles = (
+                f"| {median(adapted) / median(whole):.2f} "
+                f"| {(adapted['memory_mb'] - own) / (whole['memory_mb'] - own):.2f} "
+            )
         yield (
             f"| {adapted['model']} | {adapted['on']} "
             f"| {median(adapted) / median(without):.2f} "
-            f"| {adapted['memory_mb'] / without['memory_mb']:.2f} "
-            f"| {median(adapted) / median(whole):.2f} "
-            f"| {(adapted['memory_mb'] - own) / (whole['memory_mb'] - own):.2f} |"
+            f"| {adapted['memory_mb'] / without['memory_mb']:.2f} {in_tiles}|"
         )
 
 

@@ -11,6 +11,7 @@ in its own runtime and compared with Keras.
 """
 
 import argparse
+import os
 import tempfile
 import types
 from pathlib import Path
@@ -156,7 +157,8 @@ def open_artifact(path):
     if path.suffix == ".tflite":
         from ai_edge_litert.interpreter import Interpreter
 
-        runner = Interpreter(str(path)).get_signature_runner()
+        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+        runner = interpreter.get_signature_runner()
         return lambda images: next(iter(runner(image=images).values()))
     import tensorflow as tf
 
