@@ -7,9 +7,10 @@ import numpy as np
 from keras import layers, ops
 
 from keras_segadapter.adapter import SegAdapter
+from keras_segadapter.graph import record
 from keras_segadapter.head import MLPHead
 from keras_segadapter.native import Dense, resize_bilinear
-from keras_segadapter.replay import replay, symbolic_tensors
+from keras_segadapter.replay import replay
 
 # Linear but for an activation; the last kernel makes the channels of the output.
 LINEAR = (layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
@@ -48,31 +49,27 @@ def fold(model, name):
 
 def norms_to_fold(model):
     """For positions of linear calls: the position and layer of the norm behind it."""
-    calls, readers = [], {}
-
-    def visit(operation, *args, **kwargs):
-        outputs = operation(*args, **kwargs)
-        for tensor in symbolic_tensors((args, kwargs)):
-            readers.setdefault(id(tensor), []).append(len(calls))
-        calls.append((operation, symbolic_tensors(outputs), kwargs))
-        return outputs
-
-    results, _ = replay(model, [keras.Input(model.input_shape[1:])], visit)
+    calls, results, _ = record(model, keras.Input(model.input_shape[1:]))
     kept = {id(tensor) for tensor in results}
-    operations = [operation for operation, _, _ in calls]
+    operations = [call.operation for call in calls]
+    readers = {}
+    for position, call in enumerate(calls):
+        for tensor in call.inputs:
+            readers.setdefault(id(tensor), []).append(position)
     norms = {}
-    for position, (operation, outputs, _) in enumerate(calls):
-        read_at = readers.get(id(outputs[0]), [])
-        if len(read_at) != 1 or id(outputs[0]) in kept:
+    for position, call in enumerate(calls):
+        operation, output = call.operation, call.outputs[0]
+        read_at = readers.get(id(output), [])
+        if len(read_at) != 1 or id(output) in kept:
             continue
-        norm, _, options = calls[read_at[0]]
+        norm = calls[read_at[0]].operation
         if (
             type(operation) in LINEAR
             and operation.activation is keras.activations.linear
             and operations.count(operation) == 1  # its name will be the new layer's
             and type(norm) is layers.BatchNormalization
-            and norm.axis in (-1, len(outputs[0].shape) - 1)
-            and not options.get("training")
+            and norm.axis in (-1, len(output.shape) - 1)
+            and not calls[read_at[0]].options.get("training")
         ):
             norms[position] = (read_at[0], norm)
     return norms

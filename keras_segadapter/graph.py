@@ -13,11 +13,12 @@ MOST_LEADING_TOKENS = 32  # class and registers
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a layer or operation: the symbolic tensors in and out."""
+    """One call of a layer or operation: symbolic tensors in and out, and options."""
 
     operation: object
     inputs: list
     outputs: list
+    options: dict
 
     @property
     def shape(self):
@@ -26,6 +27,19 @@ class Call:
     @property
     def is_tokens(self):
         return len(self.shape) == 3
+
+
+def record(model, inputs, watched=()):
+    """A list of the `Call`s of a functional model, and what `replay` returns."""
+    calls = []
+
+    def visit(operation, *args, **kwargs):
+        outputs = operation(*args, **kwargs)
+        tensors = map(symbolic_tensors, ((args, kwargs), outputs))
+        calls.append(Call(operation, *tensors, kwargs))
+        return outputs
+
+    return calls, *replay(model, inputs, visit, watched)
 
 
 class Graph:
@@ -51,21 +65,8 @@ class Graph:
         _, height, width, channels = image.shape
         self.name = model.name
         self.size = (height or PROBE_SIZE, width or PROBE_SIZE)
-        self.calls = []
-
-        def visit(operation, *args, **kwargs):
-            outputs = operation(*args, **kwargs)
-            self.calls.append(
-                Call(
-                    operation,
-                    symbolic_tensors((args, kwargs)),
-                    symbolic_tensors(outputs),
-                )
-            )
-            return outputs
-
         probe = keras.Input((*self.size, channels), dtype=image.dtype)
-        outputs, watched = replay(model, probe, visit, watched)
+        self.calls, outputs, watched = record(model, probe, watched)
         self.producer = {
             id(tensor): position
             for position, call in enumerate(self.calls)

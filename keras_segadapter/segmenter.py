@@ -22,6 +22,7 @@ from keras_segadapter.training.compiling import (
     check_names,
     check_resize,
     tile_of,
+    with_loss_scale,
 )
 from keras_segadapter.training.epochs import ShuffledArrays, count_epochs
 from keras_segadapter.training.losses import SegmentationCrossentropy
@@ -78,8 +79,7 @@ class Segmenter(keras.Model):
         self._output_keys = tuple(outputs)
         # The graph without the auxiliary path, for all but training.
         parts.logits_model = keras.Model(inputs, outputs["logits"])
-        self._stepping = False  # in a step of fit or evaluate
-        self._scoring = False  # in one of evaluate
+        self._step = None  # "fit" or "evaluate" in a step of theirs
         self._tile = None  # as in the losses, if they resize the scores themselves
         self._metrics_by_output = False
 
@@ -102,7 +102,7 @@ class Segmenter(keras.Model):
         return super().__call__(inputs, *args, aux=aux, **kwargs)
 
     def call(self, inputs, training=None, mask=None, aux=None):
-        if self._stepping and self._tile:
+        if self._step and self._tile:
             return self._parts.scores_model.call(inputs, training=training, mask=mask)
         if self._gives_all(training, aux):
             return super().call(inputs, training=training, mask=mask)
@@ -114,7 +114,8 @@ class Segmenter(keras.Model):
 
     def _gives_all(self, training, aux):
         if aux is None:
-            return bool(training or self._scoring) and len(self._output_keys) > 1
+            wanted = training or self._step == "evaluate"
+            aux = bool(wanted) and len(self._output_keys) > 1
         return aux
 
     def compile(
@@ -196,8 +197,15 @@ class Segmenter(keras.Model):
             check_resize(keras.tree.flatten(metrics))
         self._metrics_by_output = _is_dict(metrics)
         self._jit_requested = jit_compile
+        optimizer = keras.optimizers.get(AdamW() if optimizer is None else optimizer)
+        if kwargs.get("auto_scale_loss", True) and any(
+            layer.compute_dtype == "float16" for layer in self.layers
+        ):
+            # Keras asks for the model's own precision alone, which a backbone's may
+            # differ from.
+            optimizer = with_loss_scale(optimizer)
         super().compile(
-            optimizer=AdamW() if optimizer is None else optimizer,
+            optimizer=optimizer,
             loss=loss,
             loss_weights=loss_weights,
             metrics=metrics,
@@ -283,19 +291,19 @@ class Segmenter(keras.Model):
         return history
 
     def train_step(self, *args):
-        self._stepping = True
+        self._step = "fit"
         try:
             return super().train_step(*args)
         finally:
-            self._stepping = False
+            self._step = None
 
     def test_step(self, *args):
         # The auxiliary loss is wanted in evaluation too, which calls without training.
-        self._stepping = self._scoring = True
+        self._step = "evaluate"
         try:
             return super().test_step(*args)
         finally:
-            self._stepping = self._scoring = False
+            self._step = None
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True

@@ -156,6 +156,21 @@ def test_a_step_that_overflows_is_left_out_and_the_next_counts(smallest, optimiz
     assert float(scale) == 2.0**10 and int(model.optimizer.iterations) == 1
 
 
+def test_a_float16_backbone_alone_gets_a_loss_scale(tiny_backbone):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        backbone = tiny_backbone()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model = ksa.build_segmenter(backbone, K)
+    for optimizer in ("sgd", keras.optimizers.LossScaleOptimizer("sgd")):
+        model.compile(optimizer)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert isinstance(model.optimizer.inner_optimizer, keras.optimizers.SGD)
+    model.compile(auto_scale_loss=False)
+    assert isinstance(model.optimizer, ksa.AdamW)
+
+
 @pytest.mark.parametrize("policy", ["float32", *BOUNDS])
 def test_a_file_keeps_its_precision_under_another_policy(build, policy, tmp_path):
     model = build(policy)

@@ -17,6 +17,7 @@ from keras_segadapter.data.picture_files import (
     resize_image,
     resize_mask,
 )
+from keras_segadapter.training.epochs import epoch_order
 
 
 class FolderDataset(keras.utils.PyDataset):
@@ -150,10 +151,9 @@ class FolderDataset(keras.utils.PyDataset):
                 f"Batch {index} was asked for, but the dataset has the batches 0 "
                 f"to {len(self) - 1}. Ask for one of these."
             )
-        order = np.arange(len(self.image_paths))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        count = len(self.image_paths)
+        indices = epoch_order(count, self.shuffle, self.seed, self.epoch)
+        chosen = indices[index * self.batch_size : (index + 1) * self.batch_size]
         with ThreadPoolExecutor(self.threads) as pool:
             pairs = list(pool.map(self._read, chosen))
         images, masks = zip(*pairs, strict=True)

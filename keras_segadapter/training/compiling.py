@@ -1,4 +1,4 @@
-"""What `Segmenter.compile` is given, checked before a step is made with it."""
+"""What `Segmenter.compile` is given, checked and made ready before a step."""
 
 import keras
 
@@ -53,6 +53,13 @@ def check_resize(metrics):
                 "well: use keras_segadapter.MeanIoU(num_classes, tile=64), or "
                 f"metrics=[], or a loss without `tile`. Received: {metric!r}"
             )
+
+
+def with_loss_scale(optimizer):
+    """The optimizer, which keeps gradients in float16's range."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 def _takes_probabilities(loss):

@@ -21,10 +21,16 @@ def count_epochs(data):
     return keras.callbacks.LambdaCallback(on_epoch_begin=begin)
 
 
+def epoch_order(count, shuffle, seed, epoch):
+    """Indices of an epoch's samples. Keras' own order comes from a random state that a
+    new process has not."""
+    if not shuffle:
+        return np.arange(count)
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
 class ShuffledArrays(keras.utils.PyDataset):
     """Batches of arrays, in an order made of `seed` and `epoch`.
-
-    Keras' own order comes from a random state that a new process has not.
 
     Args:
         arrays: Tuple or dict of arrays of one length, nested at will.
@@ -44,8 +50,6 @@ class ShuffledArrays(keras.utils.PyDataset):
         return -(-self.count // self.batch_size)  # rounded up
 
     def __getitem__(self, index):
-        order = np.arange(self.count)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        indices = epoch_order(self.count, self.shuffle, self.seed, self.epoch)
+        chosen = indices[index * self.batch_size : (index + 1) * self.batch_size]
         return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
