@@ -7,8 +7,8 @@ Each line of the plan runs in a process of its own with its backend or runtime; 
 processes take turns, a call or three each a round, so that whatever else the machine
 does falls on all alike. Medians, and ratios to the line named in the table. Memory is
 the peak resident size of the process. Weights are random. A section that
-results/speed.json holds is not measured again: stop and go on as you like, or delete the
-file to start anew. `python benchmarks/speed.py report` makes the tables again from it.
+results/speed.json holds is not measured again: stop and go on as you like, or delete
+the file to start anew. `python benchmarks/speed.py report` makes the tables again.
 """
 
 import argparse
