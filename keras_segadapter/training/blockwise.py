@@ -20,29 +20,30 @@ def resized_crossentropy(labels, weights, scores, tile):
         tile: Largest side of a tile, in pixels of the mask.
     """
     batch, height, width, classes = ops.shape(scores)
+    pixels, inside, *resize = cut(labels, scores, tile)
+    truths, weights = at_pixels(labels, pixels), at_pixels(weights, pixels)
+    weights = weights * inside[:, None]
+    # one_hot's values, which PyTorch makes by way of int64.
+    one_hot = ops.eye(classes)
 
     @ops.custom_gradient
     def total(scores):
-        def of_tile(index):
-            pixels, inside, cells, down, across = cut(index, labels, scores, tile)
+        def of_tile(given):
+            truth, weight, cells, down, across = given
             logits = resized(scores, cells, down, across)  # (B, R*C, K)
-            weight = ops.take(flat(weights), pixels, axis=1) * inside  # (B, R*C)
-            weight = weight[..., None]
-            truth = ops.take(flat(labels), pixels, axis=1)
-            # one_hot's values, which on PyTorch makes them by way of int64.
-            truth = ops.take(ops.eye(classes), truth, axis=0)  # (B, R*C, K)
+            truth, weight = ops.take(one_hot, truth, axis=0), weight[..., None]
             largest = ops.max(logits, axis=-1, keepdims=True)
             powers = ops.exp(logits - largest)
             sums = ops.sum(powers, axis=-1, keepdims=True)
             chosen = ops.sum(truth * logits, axis=-1, keepdims=True)
             loss = ops.sum(weight * (ops.log(sums) + largest - chosen))
             change = (powers / sums - truth) * weight  # (B, R*C, K)
-            change = resize_transposed(change, down, across)  # (B*r*c, K)
-            images = height * width * ops.arange(batch)
-            return loss, change, ops.reshape(images[:, None] + cells, (-1,))
+            return loss, resize_transposed(change, down, across)  # (B, r*c, K)
 
-        losses, changes, places = ops.map(of_tile, indices(labels, tile))
-        # Neighbouring tiles share the cells at their edge.
+        losses, changes = ops.map(of_tile, (truths, weights, *resize))
+        # Neighbouring tiles share the cells at their edges.
+        images = height * width * ops.arange(batch)
+        places = images[:, None] + resize[0][:, None]  # (T, B, r*c)
         gradient = ops.segment_sum(
             ops.reshape(changes, (-1, classes)),
             ops.reshape(places, (-1,)),
@@ -59,62 +60,63 @@ def resized_crossentropy(labels, weights, scores, tile):
 
 
 def resized_argmax(labels, scores, tile):
-    """Labels and best classes of the resized scores, `(T, B, R*C)` each, in the order
-    of the tiles; the label is -1 where a tile stands out of the image.
+    """Labels and best classes of the resized scores, int32 `(T, B, R*C)` each, tile by
+    tile; the label is -1 where a tile stands out of the image.
 
     Args:
         labels: Class ids `(B, H, W)`.
         scores: float32 `(B, h, w, K)`.
         tile: Largest side of a tile, in pixels of the mask.
     """
+    pixels, inside, *resize = cut(labels, scores, tile)
 
-    def of_tile(index):
-        pixels, inside, cells, down, across = cut(index, labels, scores, tile)
-        best = ops.argmax(resized(scores, cells, down, across), axis=-1)  # (B, R*C)
-        truth = ops.take(flat(labels), pixels, axis=1)
-        return ops.where(inside > 0, truth, -1), ops.cast(best, "int32")
+    def of_tile(given):
+        best = ops.argmax(resized(scores, *given), axis=-1)  # (B, R*C)
+        return ops.cast(best, "int32")
 
-    return ops.map(of_tile, indices(labels, tile))
-
-
-def indices(labels, tile):
-    _, height, width = ops.shape(labels)
-    return ops.arange(divided(height, tile) * divided(width, tile))
+    truths = ops.where(inside[:, None] > 0, at_pixels(labels, pixels), -1)
+    return truths, ops.map(of_tile, tuple(resize))
 
 
-def cut(index, labels, scores, tile):
-    """One tile of R x C pixels and the r x c cells of the scores that it is made from.
+def cut(labels, scores, tile):
+    """T tiles of R x C pixels, and the r x c cells of the scores they are made from.
 
     Returns:
-        Its pixels in `flat(labels)`, int32 `(R*C,)`; 1.0 for those inside the image,
-        else 0.0; its cells in `flat(scores)`, int32 `(r*c,)`; and the weights of the
-        resize, down `(R, r)` and across `(C, c)`.
+        Pixels in the flat image, int32 `(T, R*C)`; 1.0 for those inside it, else 0.0;
+        cells in the flat scores, int32 `(T, r*c)`; and the weights of the resize, down
+        `(T, R, r)` and across `(T, C, c)`.
     """
     _, height, width = ops.shape(labels)
     _, low_height, low_width, _ = ops.shape(scores)
     columns = divided(width, tile)
-    ys, y_inside, y_cells, down = cut_side(index // columns, height, low_height, tile)
-    xs, x_inside, x_cells, across = cut_side(index % columns, width, low_width, tile)
-    pixels = ops.reshape(ys[:, None] * width + xs, (-1,))
-    inside = ops.reshape(y_inside[:, None] * x_inside, (-1,))
-    cells = ops.reshape(y_cells[:, None] * low_width + x_cells, (-1,))
+    tiles = ops.arange(divided(height, tile) * columns)
+    ys, y_inside, y_cells, down = cut_side(tiles // columns, height, low_height, tile)
+    xs, x_inside, x_cells, across = cut_side(tiles % columns, width, low_width, tile)
+
+    def joined(table):
+        count, rows, columns = ops.shape(table)
+        return ops.reshape(table, (count, rows * columns))
+
+    pixels = joined(ys[:, :, None] * width + xs[:, None])
+    inside = joined(y_inside[:, :, None] * x_inside[:, None])
+    cells = joined(y_cells[:, :, None] * low_width + x_cells[:, None])
     return pixels, inside, cells, down, across
 
 
-def cut_side(index, length, source, tile):
-    """One block of a side that is resized from `source` cells to `length` pixels,
-    bilinear with half-pixel centres: pixels, which of them are inside, cells, and the
-    weights `(pixels, cells)`."""
+def cut_side(blocks, length, source, tile):
+    """Blocks, by number, of a side that is resized from `source` cells to `length`
+    pixels, bilinear with half-pixel centres: pixels `(T, P)`, which of them are inside,
+    cells `(T, c)`, and the weights `(T, P, c)`."""
     size = divided(length, divided(length, tile))  # blocks of even size
-    pixels = index * size + ops.arange(size)
+    pixels = blocks[:, None] * size + ops.arange(size)
     ratio = ops.cast(source, "float32") / ops.cast(length, "float32")
     last = ops.cast(source, "float32") - 1.0
     positions = (ops.cast(pixels, "float32") + 0.5) * ratio - 0.5
     positions = ops.minimum(ops.maximum(positions, 0.0), last)
     # As many cells for each block, those past the edge with weight 0.
     reach = ops.arange(divided(size * source, length) + 2)
-    cells = ops.cast(ops.floor(positions[0]), "int32") + reach
-    distances = positions[:, None] - ops.cast(cells, "float32")
+    cells = ops.cast(ops.floor(positions[:, :1]), "int32") + reach
+    distances = positions[:, :, None] - ops.cast(cells, "float32")[:, None]
     weights = ops.maximum(1.0 - ops.abs(distances), 0.0)
     inside = ops.cast(pixels < length, "float32")
     pixels, cells = ops.minimum(pixels, length - 1), ops.minimum(cells, source - 1)
@@ -126,17 +128,19 @@ def divided(length, size):
     return -(-length // size)
 
 
-def flat(maps):
-    """Maps `(B, H, W, ...)` as `(B, H*W, ...)`."""
-    batch, height, width, *rest = ops.shape(maps)
-    return ops.reshape(maps, (batch, height * width, *rest))
+def at_pixels(maps, pixels):
+    """What maps `(B, H, W)` hold at pixels `(T, P)` of the flat image: `(T, B, P)`."""
+    batch, height, width = ops.shape(maps)
+    maps = ops.reshape(maps, (batch, height * width))
+    return ops.transpose(ops.take(maps, pixels, axis=1), (1, 0, 2))
 
 
 def resized(scores, cells, down, across):
     """Logits `(B, R*C, K)` of a tile."""
-    batch, classes = ops.shape(scores)[0], scores.shape[-1]
+    batch, height, width, classes = ops.shape(scores)
     (rows, low_rows), (columns, low_columns) = ops.shape(down), ops.shape(across)
-    logits = ops.take(flat(scores), cells, axis=1)  # (B, r*c, K)
+    flat = ops.reshape(scores, (batch, height * width, classes))
+    logits = ops.take(flat, cells, axis=1)  # (B, r*c, K)
     logits = ops.reshape(logits, (batch, low_rows, low_columns * classes))
     logits = ops.matmul(down, logits)  # (B, R, c*K)
     logits = ops.reshape(logits, (batch * rows, low_columns, classes))
@@ -145,11 +149,11 @@ def resized(scores, cells, down, across):
 
 
 def resize_transposed(change, down, across):
-    """Gradient `(B*r*c, K)` of a tile's cells from that of its logits."""
+    """Gradient `(B, r*c, K)` of a tile's cells from that of its logits."""
     batch, classes = ops.shape(change)[0], change.shape[-1]
-    (rows, _), (columns, low_columns) = ops.shape(down), ops.shape(across)
+    (rows, low_rows), (columns, low_columns) = ops.shape(down), ops.shape(across)
     change = ops.reshape(change, (batch * rows, columns, classes))
     change = ops.matmul(ops.transpose(across), change)  # (B*R, c, K)
     change = ops.reshape(change, (batch, rows, low_columns * classes))
     change = ops.matmul(ops.transpose(down), change)  # (B, r, c*K)
-    return ops.reshape(change, (-1, classes))
+    return ops.reshape(change, (batch, low_rows * low_columns, classes))
