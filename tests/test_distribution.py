@@ -78,6 +78,7 @@ def run_recipe(case):
 def several_devices(case, folder):
     """Models and histories of the processes, one but for torch, that ran a recipe."""
     launch = []
+    flags = [os.environ["XLA_FLAGS"], "--xla_force_host_platform_device_count"]
     if BACKEND == "torch":
         launch = ["-m", "torch.distributed.run", "--standalone"]
         launch += [f"--nproc-per-node={DEVICES}"]
@@ -87,7 +88,7 @@ def several_devices(case, folder):
         env={
             **os.environ,
             "KERAS_BACKEND": BACKEND,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+            "XLA_FLAGS": f"{' '.join(flags)}={DEVICES}",
         },
         capture_output=True,
         text=True,
