@@ -503,10 +503,9 @@ def changes(sections):
         in_tiles = "| | "
         if (True, "model") in by_kind:
             whole, own = by_kind[True, None], by_kind[True, "model"]["memory_mb"]
-            in_tiles = (
-                f"| {median(adapted) / median(whole):.2f} "
-                f"| {(adapted['memory_mb'] - own) / (whole['memory_mb'] - own):.2f} "
-            )
+            memory = (adapted["memory_mb"] - own) / (whole["memory_mb"] - own)
+            shown = "below 0" if memory < 0 else f"{memory:.2f}"
+            in_tiles = f"| {median(adapted) / median(whole):.2f} | {shown} "
         yield (
             f"| {adapted['model']} | {adapted['on']} "
             f"| {median(adapted) / median(without):.2f} "
