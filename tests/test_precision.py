@@ -163,7 +163,8 @@ def test_a_float16_backbone_alone_gets_a_loss_scale(tiny_backbone):
     finally:
         keras.config.set_dtype_policy("float32")
     model = ksa.build_segmenter(backbone, K)
-    for optimizer in ("sgd", keras.optimizers.LossScaleOptimizer("sgd")):
+    sgd = keras.optimizers.SGD()
+    for optimizer in ("sgd", keras.optimizers.LossScaleOptimizer(sgd)):
         model.compile(optimizer)
         assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         assert isinstance(model.optimizer.inner_optimizer, keras.optimizers.SGD)
