@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 import keras_segadapter as ksa
 
 BACKEND = keras.backend.backend()
-BACKENDS = {".onnx": "tensorflow, torch, jax", ".tflite": "tensorflow"}
+BACKENDS = {".onnx": "tensorflow, torch, jax", ".tflite": "tensorflow, torch"}
 BACKENDS |= {".xml": BACKENDS[".onnx"], "": "tensorflow, jax"}
 
 
@@ -38,6 +38,12 @@ def export(model, out, size=(None, None), labels=False, photos=()):
         raise ValueError(
             f"{out.suffix or 'A SavedModel'} can't be made on {BACKEND}. Set "
             "KERAS_BACKEND=tensorflow: the same .keras file loads there."
+        )
+    if (BACKEND, out.suffix) == ("torch", ".tflite") and (photos or None in size):
+        raise ValueError(
+            "On torch, LiteRT needs a fixed size and has no int8. Pass --size H W and "
+            "no --int8, or set KERAS_BACKEND=tensorflow: the same .keras file loads "
+            "there."
         )
     if photos and not out.suffix:
         raise ValueError("A SavedModel has no int8. Leave --int8 out.")
@@ -159,7 +165,8 @@ def open_artifact(path):
 
         interpreter = Interpreter(str(path), num_threads=os.cpu_count())
         runner = interpreter.get_signature_runner()
-        return lambda images: next(iter(runner(image=images).values()))
+        (name,) = runner.get_input_details()  # made on torch it is not "image"
+        return lambda images: next(iter(runner(**{name: images}).values()))
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)

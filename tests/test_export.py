@@ -21,7 +21,7 @@ RUNTIMES = {
         "onnxruntime",
         *{"tensorflow": ["tf2onnx"], "jax": ["jax2onnx"]}.get(BACKEND, ["onnxscript"]),
     ),
-    ".tflite": ("ai_edge_litert",),
+    ".tflite": ("ai_edge_litert", *(["litert_torch"] * (BACKEND == "torch"))),
     "": ("tensorflow",),
 }
 RUNTIMES[".xml"] = ("openvino", *RUNTIMES[".onnx"])
@@ -31,8 +31,12 @@ ONNX_SIZE = FIXED if BACKEND == "jax" else OPEN
 CASES = [(".onnx", FIXED, BACKEND != "jax"), (".xml", ONNX_SIZE, True)]
 if BACKEND == "tensorflow":
     CASES += [(".tflite", OPEN, False), (".tflite", FIXED, True)]
+if BACKEND == "torch":
+    CASES += [(".tflite", FIXED, False), (".tflite", FIXED, True)]
 if BACKEND != "torch":
     CASES += [("", OPEN, False), ("", FIXED, True)]
+
+INT8 = {"size": FIXED, "photos": [0]}
 
 # The converters warn of their own and of Keras' code.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -169,6 +173,7 @@ def test_predicting_with_the_onnx_file_of_fixed_size(
         (".pb", {}, r"must end with .onnx, .tflite.*model\.pb"),
         *([(".tflite", {}, "KERAS_BACKEND=tensorflow")] * (BACKEND != "tensorflow")),
         *([("", {}, "KERAS_BACKEND=tensorflow")] * (BACKEND == "torch")),
+        *([(".tflite", INT8, "no --int8")] * (BACKEND == "torch")),
         *([(".onnx", {}, "Pass --size H W")] * (BACKEND == "jax")),
         *([("", {"photos": [0]}, "Leave --int8 out")] * (BACKEND != "torch")),
     ],
