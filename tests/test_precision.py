@@ -1,5 +1,7 @@
 """Mixed precision and compilation change the speed, not what is learnt."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -18,17 +20,24 @@ SMALL_IMAGES, SMALL_MASKS = IMAGES[:2, :16, :16], MASKS[:2, :16, :16]
 BOUNDS = {"mixed_float16": (0.99, 0.09, 0.05), "mixed_bfloat16": (0.95, 0.3, 0.2)}
 
 
+@contextlib.contextmanager
+def under(policy):
+    """With this global policy, which is taken back."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture
 def build(tiny_backbone):
     """Function that builds a segmenter under a policy, which is taken back."""
 
     def segmenter(policy="float32"):
-        keras.config.set_dtype_policy(policy)
-        try:
+        with under(policy):
             head = ksa.MLPHead(K, channels=8, dropout=0.0)
             return ksa.build_segmenter(tiny_backbone(), K, head=head)
-        finally:
-            keras.config.set_dtype_policy("float32")
 
     yield segmenter
     keras.config.set_dtype_policy("float32")
@@ -39,8 +48,7 @@ def smallest():
     """Function that builds the least segmenter: compilers are slow on a CPU."""
 
     def segmenter(policy="float32"):
-        keras.config.set_dtype_policy(policy)
-        try:
+        with under(policy):
             inputs = keras.Input((16, 16, 3))
             stage = keras.layers.Conv2D(4, 4, 4, name="stage")
             return ksa.build_segmenter(
@@ -50,8 +58,6 @@ def smallest():
                 adapters=[ksa.SegAdapter(K, kernel_size=3, scale_init=0.1)],
                 head=ksa.MLPHead(K, channels=4, dropout=0.0),
             )
-        finally:
-            keras.config.set_dtype_policy("float32")
 
     return segmenter
 
@@ -157,11 +163,8 @@ def test_a_step_that_overflows_is_left_out_and_the_next_counts(smallest, optimiz
 
 
 def test_a_float16_backbone_alone_gets_a_loss_scale(tiny_backbone):
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with under("mixed_float16"):
         backbone = tiny_backbone()
-    finally:
-        keras.config.set_dtype_policy("float32")
     model = ksa.build_segmenter(backbone, K)
     sgd = keras.optimizers.SGD()
     for optimizer in ("sgd", keras.optimizers.LossScaleOptimizer(sgd)):
