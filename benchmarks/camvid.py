@@ -135,7 +135,7 @@ def train(task):
         backup=BACKUPS / name_of(task),
     ).history
     test = ksa.data.FolderDataset(test_files, len(CLASSES), batch_size=1)
-    evaluation = ksa.evaluate(model, test)
+    evaluation = ksa.evaluate_images(model, test)
     cost = ksa.cost_report(model, SIZE)
     record = {
         "arm": task["arm"],

@@ -8,7 +8,7 @@ Weights are random: nothing is downloaded. Writes results/costs.md.
 from pathlib import Path
 
 from keras_segadapter import models
-from keras_segadapter.cost import cost_report
+from keras_segadapter.inference.cost import cost_report
 
 RESULTS = Path(__file__).parent / "results" / "costs.md"
 # Data set, classes, image size.

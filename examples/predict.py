@@ -65,7 +65,7 @@ def main():
         labels = keras.models.load_model(args.model).segment(photo)  # (H, W)
     folder = args.out or args.photo.parent
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"mask": labels, "overlay": ksa.pictures.overlay(photo, labels)}
+    pictures = {"mask": labels, "overlay": ksa.visualization.overlay(photo, labels)}
     for kind, pixels in pictures.items():
         path = folder / f"{args.photo.stem}_{kind}.png"
         Image.fromarray(pixels).save(path)

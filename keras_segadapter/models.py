@@ -2,7 +2,7 @@
 
 from keras_segadapter.backbones.convnext import convnext
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
-from keras_segadapter.head import MLPHead
+from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.segmenter import build_segmenter
 
 

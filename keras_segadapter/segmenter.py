@@ -1,52 +1,86 @@
 """Segmenter: the whole model, trained on one mask, saved and loaded."""
 
 import dataclasses
-import types
+import inspect
 
 import keras
 import numpy as np
+from keras import layers
 
-from keras_segadapter.checks import (
+from keras_segadapter.backbones.preprocessing import default_preprocessing
+from keras_segadapter.graph.replay import as_functional
+from keras_segadapter.graph.splice import splice
+from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
+from keras_segadapter.inference.predict import check_input, label_images
+from keras_segadapter.layers.adapter import SegAdapter
+from keras_segadapter.layers.head import MLPHead
+from keras_segadapter.layers.native import ResizeLike
+from keras_segadapter.layers.tokens import TokensToMap
+from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
+from keras_segadapter.losses.resized import fit_loss, fit_metric
+from keras_segadapter.metrics import MeanIoU
+from keras_segadapter.training.optimizers import AdamW, with_loss_scale
+from keras_segadapter.training.resume import prepare_fit
+from keras_segadapter.validation import (
     check_masks,
     check_num_classes,
+    check_outputs,
+    check_size_of_masks,
     ignored_ids,
 )
-from keras_segadapter.folding import fold
-from keras_segadapter.head import MLPHead
-from keras_segadapter.inference import check_input, label_images
-from keras_segadapter.preprocessing import default_preprocessing
-from keras_segadapter.stages import Stage, resolve_taps
-from keras_segadapter.training.backups import Backup
-from keras_segadapter.training.compiling import (
-    check_loss,
-    check_names,
-    check_resize,
-    tile_of,
-    with_loss_scale,
-)
-from keras_segadapter.training.epochs import ShuffledArrays, count_epochs
-from keras_segadapter.training.losses import SegmentationCrossentropy
-from keras_segadapter.training.metrics import MeanIoU
-from keras_segadapter.training.optimizers import AdamW
-from keras_segadapter.wiring import resolve_adapters, wire
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class Segmenter(keras.Model):
     """A segmentation model with adapters in its backbone's path.
 
-    Made by `build_segmenter`. Calling it gives logits `(B, H, W, K)` at image size; in
-    training it gives `{"logits": ..., "aux": ...}`, the auxiliary map being computed in
-    that case alone. `model(images, aux=True)` asks for both at any time, `aux=False`
-    for logits only; inside another model's graph the choice made in the call holds.
+    Each tapped stage's features X go through a `SegAdapter`; its adapted features Y
+    replace X for everything that follows in the backbone and for the head (paper,
+    section 2). Layers are shared with the backbone passed in, weights included: two
+    models that are to be compared each need a backbone of their own. Freeze the
+    backbone with `backbone.trainable = False`; its batch norms then keep their
+    statistics.
 
-    `compile()` and `fit(images, masks)` train it on one integer mask; `segment(images)`
-    gives class ids; `save` and `keras.models.load_model` keep everything.
+    Called, it gives class scores at the finest stride, as a dict: "logits" of the head
+    and, where there is something to supervise, "aux". The losses and metrics of
+    `compile` resize them to the mask. `predict`, `segment`, `export` and the model from
+    `for_inference` give logits or class ids at the size of the image.
+
+    Args:
+        backbone: A functional `keras.Model` or a built `keras.Sequential` with one
+            image input, channels last, of fixed or open height and width.
+        num_classes: Integer of at least 2 (two classes are binary). Number of classes
+            K.
+        taps: List of `Stage`, layer names or tensors of the backbone: where its stages
+            end. Defaults to `find_stages(backbone)`.
+        adapters: True for the paper's adapters (scale 1e-2 at the deepest stage, a
+            tenth of it at each shallower one), False for the same model without them,
+            or a list of `SegAdapter`, one per tap, shallow to deep. Defaults to `True`.
+        head: Layer from the list of stage features to class scores at the finest
+            stride. Defaults to `MLPHead(num_classes)`.
+        aux: What the auxiliary loss supervises. "sum": the adapters' scores, resized to
+            the finest stage and added (the paper's); "per_stage": the scores of each
+            adapter by themselves; a layer like `head`: its scores, as of an FCN head;
+            None: nothing. Defaults to `"sum"`.
+        preprocessing: Layer from RGB in 0..255 to what the backbone expects. Defaults
+            to one chosen to suit the backbone; `keras.layers.Identity()` for none.
+        name: String. Name of the model. Defaults to `None`.
+        dtype: Dtype policy of the model as a whole. Defaults to the global policy.
 
     Attributes:
         backbone: The model that was passed in; it shares its layers with this one.
-        stages: The list of `Stage` that were adapted.
         num_classes: Number of classes K.
+        stages: List of `Stage` that were adapted.
+        adapters: List of `SegAdapter`, one per stage; empty without adapters.
+        head: The decode head.
+        preprocessing: The layer between the image and the backbone.
+        features: Dict of symbolic feature maps `(B, h, w, C)`, a list over the stages
+            each: "inputs" and "outputs" of the adapters (without adapters the same) and
+            their "scores". `keras.Model(model.input, model.features)` computes them.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the backbone, a tap, an adapter or the head does not fit.
 
     Example:
 
@@ -60,7 +94,7 @@ class Segmenter(keras.Model):
         keras.layers.Conv2D(8, 4, 4, activation="relu"),
         keras.layers.Conv2D(16, 2, 2, activation="relu"),
     ])
-    model = ksa.build_segmenter(backbone, num_classes=3)
+    model = ksa.Segmenter(backbone, num_classes=3)
     model.compile()
     images = np.random.randint(0, 256, (4, 32, 48, 3), "uint8")
     masks = np.random.randint(0, 3, (4, 32, 48), "uint8")
@@ -69,61 +103,84 @@ class Segmenter(keras.Model):
     model.save("model.keras")
     model = keras.models.load_model("model.keras")
     ```
+
+    Source: paper, section 2.
     """
 
-    def __init__(self, inputs, outputs, parts, name=None):
-        super().__init__(inputs, outputs, name=name)
-        # A namespace: Keras would count a list or layer put here directly among this
-        # model's parts.
-        self._parts = parts
-        self._output_keys = tuple(outputs)
-        # The graph without the auxiliary path, for all but training.
-        parts.logits_model = keras.Model(inputs, outputs["logits"])
-        self._step = None  # "fit" or "evaluate" in a step of theirs
-        self._tile = None  # as in the losses, if they resize the scores themselves
-        self._metrics_by_output = False
+    def __init__(
+        self,
+        backbone,
+        num_classes,
+        *,
+        taps=None,
+        adapters=True,
+        head=None,
+        aux="sum",
+        preprocessing=None,
+        name=None,
+        dtype=None,
+    ):
+        # Layers
+        num_classes = check_num_classes(num_classes)
+        functional = as_functional(backbone)
+        stages = resolve_taps(functional, taps)
+        adapters = _resolve_adapters(adapters, stages, num_classes, aux)
+        if head is None:
+            head = MLPHead(num_classes, name="head")
+        if preprocessing is None:
+            preprocessing = default_preprocessing(functional)
+        _check_layers(head=head, preprocessing=preprocessing)
+
+        # Functional model
+        (image,) = keras.tree.flatten(functional.input)
+        image = keras.Input(image.shape[1:], name="image")  # (B, H, W, C)
+        prepared = preprocessing(image)
+        features = _splice_adapters(functional, prepared, stages, adapters)
+        logits = head(features["outputs"])  # (B, H/4, W/4, K)
+        _check_scores("head", head, logits, num_classes)
+        outputs = {"logits": logits}
+        if isinstance(aux, keras.Layer):
+            outputs["aux"] = aux(features["outputs"])
+            _check_scores("aux", aux, outputs["aux"], num_classes)
+        elif adapters and aux == "sum":
+            outputs["aux"] = _add_at_finest(features["scores"])
+        elif adapters and aux == "per_stage":
+            scores = zip(stage_keys(stages), features["scores"], strict=True)
+            outputs.update({f"aux_{key}": stage_scores for key, stage_scores in scores})
+        outputs = {
+            key: _Scores(dtype="float32", name=key)(scores)
+            for key, scores in outputs.items()
+        }
+        super().__init__(image, outputs, name=name)
+        for layer in self.layers:
+            # Keras revives a frozen layer with layers inside it that are not.
+            layer.trainable = layer.trainable
+
+        # Config
+        if dtype is not None:
+            self.dtype_policy = dtype
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.stages = stages
+        self.adapters = adapters
+        self.head = head
+        self.aux = aux
+        self.preprocessing = preprocessing
+        self._features = features
+        logits = ResizeLike(dtype="float32", name="resize")([logits, image])
+        self._at_image_size = keras.Model(image, logits, name=f"{self.name}_inference")
 
     @property
-    def backbone(self):
-        return self._parts.backbone
-
-    @property
-    def stages(self):
-        return list(self._parts.stages)
-
-    @property
-    def num_classes(self):
-        return self._parts.num_classes
-
-    def __call__(self, inputs, *args, aux=None, **kwargs):
-        if isinstance(inputs, keras.KerasTensor):
-            # What a graph was promised at this call must hold whenever it runs.
-            aux = bool(kwargs.get("training")) if aux is None else aux
-        return super().__call__(inputs, *args, aux=aux, **kwargs)
-
-    def call(self, inputs, training=None, mask=None, aux=None):
-        if self._step and self._tile:
-            return self._parts.scores_model.call(inputs, training=training, mask=mask)
-        if self._gives_all(training, aux):
-            return super().call(inputs, training=training, mask=mask)
-        return self._parts.logits_model.call(inputs, training=training, mask=mask)
-
-    def compute_output_spec(self, inputs, training=None, mask=None, aux=None):
-        outputs = super().compute_output_spec(inputs)
-        return outputs if self._gives_all(training, aux) else outputs["logits"]
-
-    def _gives_all(self, training, aux):
-        if aux is None:
-            wanted = training or self._step == "evaluate"
-            aux = bool(wanted) and len(self._output_keys) > 1
-        return aux
+    def features(self):
+        # Plain lists: what Keras makes of an attribute, JAX can't return.
+        return {name: [*maps] for name, maps in self._features.items()}
 
     def compile(
         self,
-        optimizer=None,
-        loss=None,
+        optimizer="auto",
+        loss="auto",
         loss_weights=None,
-        metrics=None,
+        metrics="auto",
         *,
         ignore_class=255,
         aux_weight=0.4,
@@ -132,27 +189,36 @@ class Segmenter(keras.Model):
     ):
         """Configure training. Without arguments: the paper's losses, AdamW 6e-5, mIoU.
 
+        Losses and metrics get the mask, class ids `(B, H, W)`, and the scores of an
+        output resized to it, logits `(B, H, W, K)`. Those of this package resize them
+        by themselves, in little memory; around others, of Keras or your own, a wrapper
+        is put that resizes first.
+
         Args:
-            optimizer: As in Keras. By default `keras_segadapter.AdamW()`.
+            optimizer: As in Keras; `"auto"` for `keras_segadapter.AdamW()`. Defaults to
+                `"auto"`.
             loss: One loss for all outputs, or a dict by output ("logits", "aux"; with
-                `aux="per_stage"` "aux_s4" and so on). By default
-                `SegmentationCrossentropy(ignore_class)`; with `tile=64` in it training
-                takes a fraction of the memory, to the same numbers.
-            loss_weights: Dict by output. By default 1 for the logits and `aux_weight`
-                for each auxiliary output; with a dict of losses 1, as in Keras.
-            metrics: A list, for the logits, or a dict by output. By default
-                `[MeanIoU(num_classes, ignore_class)]`; `[]` for none.
-            ignore_class: Id of void pixels, several ids, or None, for the default loss
-                and metric.
-            aux_weight: Weight lambda of the auxiliary loss (paper, section 2).
-            jit_compile: As in Keras: True for XLA (`torch.compile` on torch).
+                `aux="per_stage"` "aux_s4" and so on); `"auto"` for
+                `SegmentationCrossentropy(ignore_class)`; None for none. Defaults to
+                `"auto"`.
+            loss_weights: Dict by output. Defaults to 1 for the logits and `aux_weight`
+                for each auxiliary output; with a dict of losses to 1, as in Keras.
+            metrics: List for the logits, or a dict by output; `"auto"` for
+                `[MeanIoU(num_classes, ignore_class)]`; None for none. Defaults to
+                `"auto"`.
+            ignore_class: Integer, list of integers, or None. Ids of void pixels, for
+                the loss and metric of `"auto"`. Defaults to `255`.
+            aux_weight: Number of at least 0. Weight lambda of the auxiliary loss
+                (paper, section 2). Defaults to `0.4`.
+            jit_compile: As in Keras: True for XLA (`torch.compile` on torch). Defaults
+                to `"auto"`.
             **kwargs: As in `keras.Model.compile`.
 
         Raises:
-            TypeError: If `ignore_class` is neither None, an id nor a list of ids.
-            ValueError: If `aux_weight` is negative, a dict names another output, a loss
-                takes one-hot masks or probabilities, not ids and logits, or has `tile`
-                where another loss or a metric has not.
+            TypeError: If `ignore_class` is neither None, an integer nor a list of
+                integers.
+            ValueError: If `aux_weight` is negative, if a dict names another output, or
+                if one of Keras' losses or metrics does not take ids and logits.
 
         Example:
 
@@ -172,38 +238,29 @@ class Segmenter(keras.Model):
             raise ValueError(
                 f"`aux_weight` must be at least 0. Received: aux_weight={aux_weight}"
             )
-        for argument, value in (
-            ("loss", loss),
-            ("loss_weights", loss_weights),
-            ("metrics", metrics),
-        ):
-            if _is_dict(value):
-                check_names(argument, value, self._output_keys)
-        for each in loss.values() if _is_dict(loss) else [loss]:
-            check_loss(each)
-        if not _is_dict(loss):
-            if loss is None:
-                loss = SegmentationCrossentropy(ids)
-            loss = {key: loss for key in self._output_keys}
+        names = list(self.output)
+        check_outputs(names, loss=loss, loss_weights=loss_weights, metrics=metrics)
+        if _is_auto(optimizer):
+            optimizer = AdamW()
+        if _is_auto(loss):
+            loss = SegmentationCrossentropy(ids)
+        if _is_auto(metrics):
+            metrics = [MeanIoU(self.num_classes, ids)]
+        if loss is not None and not isinstance(loss, dict):
+            loss = dict.fromkeys(names, loss)
             if loss_weights is None:
-                loss_weights = {key: aux_weight for key in self._output_keys}
-                loss_weights["logits"] = 1.0
-        if _is_dict(loss_weights):
+                loss_weights = {**dict.fromkeys(names, aux_weight), "logits": 1.0}
+        if isinstance(loss, dict):
+            loss = {key: fit_loss(each) for key, each in loss.items()}
+        if isinstance(loss_weights, dict):
             loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
-        self._tile = tile_of(loss.values())
-        if metrics is None:
-            metrics = [MeanIoU(self.num_classes, ids, self._tile)]
-        if self._tile:
-            check_resize(keras.tree.flatten(metrics))
-        self._metrics_by_output = _is_dict(metrics)
+        # A list of metrics is for the logits, and their names stand alone.
+        self._measured = names if isinstance(metrics, dict) else ["logits"]
+        metrics = keras.tree.map_structure(fit_metric, metrics or None, none_is_leaf=False)
+        optimizer = keras.optimizers.get(optimizer)
+        if optimizer is not None and kwargs.get("auto_scale_loss", True):
+            optimizer = with_loss_scale(optimizer, self.layers)
         self._jit_requested = jit_compile
-        optimizer = keras.optimizers.get(AdamW() if optimizer is None else optimizer)
-        if kwargs.get("auto_scale_loss", True) and any(
-            layer.compute_dtype == "float16" for layer in self.layers
-        ):
-            # Keras asks for the model's own precision alone, which a backbone's may
-            # differ from.
-            optimizer = with_loss_scale(optimizer)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -212,8 +269,9 @@ class Segmenter(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
-        # Built at once, so that a file saved before the first step holds it whole.
-        self.optimizer.build(self.trainable_variables)
+        if optimizer is not None:
+            # Built at once, so that a file saved before the first step holds it whole.
+            self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -225,21 +283,28 @@ class Segmenter(keras.Model):
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, *, backup=None, **kwargs):
+    def fit(self, x=None, y=None, *args, backup=None, **kwargs):
         """Train on images and ONE integer mask each, as `keras.Model.fit`.
+
+        A training that was resumed ends with the weights of one that was not where its
+        data and the random numbers at the start are the same: fix them with
+        `keras.utils.set_random_seed`. Arrays and datasets with an `epoch` are shuffled
+        by its number; the random states of dropout and stochastic depth are in the
+        backup. What callbacks remember (`EarlyStopping`, `ReduceLROnPlateau`) is not.
 
         Args:
             x: Images `(N, H, W, C)`, or a tf.data.Dataset, PyDataset, torch DataLoader
-                or generator of `(images, masks)`.
+                or generator of `(images, masks)`. A dataset with an attribute `epoch`
+                (those of `keras_segadapter.data`) is told the number of each.
             y: Masks `(N, H, W)` of class ids, or a dict of them by output.
-            batch_size: Images a step where `x` is an array; Keras' default is 32.
-            epochs: Passes over the data. A dataset with an attribute `epoch` (those of
-                `keras_segadapter.data`) is told the number of each.
-            backup: Folder, for this training alone, that keeps its state after each
-                epoch. The same call with the same folder, after a kill or an error,
-                goes on after the last epoch that was completed.
-            **kwargs: As in `keras.Model.fit`. `shuffle` is False by default where `x`
-                is no array: a dataset has an order of its own.
+            *args: As in `keras.Model.fit`, in its order: `batch_size`, `epochs`,
+                `verbose` and so on.
+            backup: Path of a folder, for this training alone, that keeps its state
+                after each epoch, or None. The same call with the same folder, after a
+                kill or an error, goes on after the last epoch that was completed.
+                Defaults to `None`.
+            **kwargs: As in `keras.Model.fit`. `shuffle` defaults to `False` where `x`
+                is not an array, since a dataset has an order of its own.
 
         Returns:
             Keras' `History`, with loss, logits_loss, aux_loss, mIoU and their val_; the
@@ -251,97 +316,64 @@ class Segmenter(keras.Model):
                 is given, or if a backup does not fit the model. Ids outside the classes
                 from other sources make the default loss NaN.
 
-        A training that was resumed ends with the weights of one that was not where its
-        data and the random numbers at the start are the same: fix them with
-        `keras.utils.set_random_seed`. Arrays and datasets with an `epoch` are shuffled
-        by its number; the random states of dropout and stochastic depth are in the
-        backup. What callbacks remember (`EarlyStopping`, `ReduceLROnPlateau`) is not.
-
         Example: see `Segmenter`.
         """
-        if kwargs.get("class_weight") is not None:
-            raise ValueError(
-                "Keras' `class_weight` does not work with masks. Call "
-                "compile(loss=keras_segadapter.SegmentationCrossentropy("
-                "class_weight=[one weight a class])) instead."
-            )
-        if y is None:
-            kwargs.setdefault("shuffle", False)
-        if self.compiled:  # else Keras says so
+        given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        if self.compiled:  # otherwise Keras says so
             self._check_data(x, y)
-            validation = kwargs.get("validation_data")
+            validation = given.get("validation_data")
             pair = isinstance(validation, (tuple, list))
             self._check_data(*(validation[:2] if pair else [validation]))
-        callbacks = keras.tree.flatten(kwargs.pop("callbacks", None) or [])
-        if backup is not None:
-            backup = Backup(backup)
-            if y is not None:
-                x = self._in_epochs(x, y, batch_size, kwargs)
-                y = batch_size = None
-            start = backup.restore(self) or kwargs.get("initial_epoch", 0)
-            kwargs["initial_epoch"] = start
-            if hasattr(x, "epoch"):
-                x.epoch = start  # whatever it was in a fit that stopped
-            callbacks.append(backup)  # last: what the others change counts
-        if hasattr(x, "epoch"):
-            callbacks.insert(0, count_epochs(x))
-        history = super().fit(x, y, batch_size, epochs, callbacks=callbacks, **kwargs)
-        if backup is not None:
-            history.epoch, history.history = backup.epochs, backup.history
+        state = prepare_fit(self, given, backup)
+        history = super().fit(**given)
+        if state is not None:
+            history.epoch, history.history = state.epochs, state.history
         return history
-
-    def train_step(self, *args):
-        self._step = "fit"
-        try:
-            return super().train_step(*args)
-        finally:
-            self._step = None
-
-    def test_step(self, *args):
-        # The auxiliary loss is wanted in evaluation too, which calls without training.
-        self._step = "evaluate"
-        try:
-            return super().test_step(*args)
-        finally:
-            self._step = None
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        return super().compute_loss(
-            x,
-            self._for_each_output(y),
-            self._all_outputs(x, y_pred, training),
-            self._for_each_output(sample_weight),
-            training,
-        )
+        """Compute the losses of all outputs, each on the one mask."""
+        check_size_of_masks(x, y)
+        y, sample_weight = self._for_each_output(y), self._for_each_output(sample_weight)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if self._metrics_by_output:
-            y, sample_weight = map(self._for_each_output, (y, sample_weight))
-            y_pred = self._all_outputs(x, y_pred, training=False)
-        else:
-            y, y_pred, sample_weight = (
-                value["logits"] if _is_dict(value) else value
-                for value in (y, y_pred, sample_weight)
+        """Compute the metrics, each on the one mask."""
+        y, y_pred, sample_weight = (
+            self._measured_of(value)
+            for value in (
+                self._for_each_output(y),
+                y_pred,
+                self._for_each_output(sample_weight),
             )
+        )
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def _for_each_output(self, value):
-        if value is None or _is_dict(value):
+        if value is None or isinstance(value, dict):
             return value
-        return {key: value for key in self._output_keys}
+        return dict.fromkeys(self.output, value)
 
-    def _all_outputs(self, x, y_pred, training):
-        if _is_dict(y_pred):
-            return y_pred
-        if len(self._output_keys) == 1:
-            return {"logits": y_pred}
-        # Keras builds the losses from a call without training, which gave logits alone.
-        return self(x, training=training, aux=True)
+    def _measured_of(self, values):
+        if values is None or len(self._measured) > 1:
+            return values
+        return values[self._measured[0]]
+
+    def predict(self, *args, **kwargs):
+        """Predict logits `(N, H, W, K)` at image size; arguments as in Keras."""
+        return self._at_image_size.predict(*args, **kwargs)
+
+    def predict_on_batch(self, x):
+        """Predict logits `(B, H, W, K)` at image size of one batch."""
+        return self._at_image_size.predict_on_batch(x)
+
+    def export(self, *args, **kwargs):
+        """Export `for_inference()`; arguments as in Keras."""
+        return self._at_image_size.export(*args, **kwargs)
 
     def segment(self, images):
-        """Class ids of one image or several, of any size.
+        """Predict the class ids of one image or several, of any size.
 
         Images are padded to a multiple of the deepest stride by repeating the border,
         and the result is cropped; a model of fixed input size resizes instead. Pixels
@@ -356,8 +388,8 @@ class Segmenter(keras.Model):
             beyond.
 
         Raises:
-            ValueError: If the shape does not fit the model, values are not finite, or a
-                float image lies in 0..1 while the model expects 0..255.
+            ValueError: If the shape does not fit the model, if values are not finite,
+                or if a float image lies in 0..1 while the model expects 0..255.
 
         Example: see `Segmenter`.
         """
@@ -370,20 +402,20 @@ class Segmenter(keras.Model):
         return label_images(self, images)
 
     def for_inference(self, labels=False):
-        """The model to deploy: the same logits from less work, and no coarse path.
+        """Return a plain functional model from images to logits at image size.
 
-        Batch norms are folded into the layers in front of them, `mu` and `Linear after
-        Cls` of the adapters and the head's batch norms into linear layers; dropout
-        is left out. Adapters on the tokens of a vision transformer stay as they are.
-        What has nothing to fold is shared with this model, so make it after training.
+        It has no auxiliary path and shares its layers with this model, so it can be
+        called, nested in another model, trained there, saved and exported. Dropout acts
+        in training only and is not in exported files.
 
         Args:
-            labels: Whether the output is class ids instead of logits.
+            labels: Boolean. Whether the output is class ids instead of logits. Defaults
+                to `False`.
 
         Returns:
             A functional `keras.Model` from images `(B, H, W, C)` as this model takes
             them to float32 logits `(B, H, W, K)`, or class ids `(B, H, W)`: uint8 up to
-            256 classes, int32 beyond. It can be saved, and loaded after `import
+            256 classes, int32 beyond. Once saved, it is loaded after `import
             keras_segadapter`. `examples/export.py` writes it for other runtimes.
 
         Example:
@@ -401,121 +433,59 @@ class Segmenter(keras.Model):
         print(deployed(np.zeros((1, 32, 48, 3), "float32")).shape)  # (1, 32, 48)
         ```
         """
-        folded = fold(self._parts.logits_model, f"{self.name}_inference")
+        model = self._at_image_size
         if not labels:
-            return folded
-        logits = keras.Input(folded.output.shape[1:])
+            return model
+        logits = keras.Input(model.output.shape[1:])
         ids = keras.ops.argmax(logits, axis=-1)  # (B, H, W)
         ids = keras.ops.cast(ids, "uint8" if self.num_classes <= 256 else "int32")
-        # A model of its own: see `fold` for the names of its operations.
-        labelled = keras.Model(logits, ids, name="labels")(folded.output)
-        return keras.Model(folded.input, labelled, name=folded.name)
-
-    def _in_epochs(self, x, y, batch_size, kwargs):
-        """Arrays as a dataset with an `epoch`; takes what it needs out of `kwargs`."""
-        if kwargs.get("validation_split"):
-            raise ValueError(
-                "`validation_split` does not go with `backup`. Divide the arrays and "
-                "pass `validation_data`. Received: "
-                f"validation_split={kwargs['validation_split']}"
-            )
-        batch_size = 32 if batch_size is None else batch_size
-        kwargs.setdefault("validation_batch_size", batch_size)
-        weights = kwargs.pop("sample_weight", None)
-        shuffle, kwargs["shuffle"] = kwargs.get("shuffle", True), False
-        # The same in each process that sets the same seed.
-        seed = np.random.randint(2**31)
-        arrays = (x, y) if weights is None else (x, y, weights)
-        return ShuffledArrays(arrays, batch_size, shuffle, seed)
+        # A model of its own: operations without a name are counted from "argmax" in
+        # each process, and would clash beside those of a graph from a file.
+        ids = keras.Model(logits, ids, name="labels")(model.output)
+        return keras.Model(model.input, ids, name=model.name)
 
     def _check_data(self, x, y=None):
         """Stop before training on masks in memory that cannot be right."""
         if isinstance(x, keras.utils.PyDataset):
             x, y = x[0][:2]
-        for masks in y.values() if _is_dict(y) else [y]:
+        losses = (self.loss or {}).values()  # compile makes it a dict
+        ids = [ignored_ids(getattr(loss, "ignore_class", None)) for loss in losses]
+        for masks in y.values() if isinstance(y, dict) else [y]:
             if isinstance(masks, np.ndarray):
-                check_masks(masks, np.shape(x), self.num_classes, self._ignored_ids())
-
-    def _ignored_ids(self):
-        losses = self.loss.values()  # compile makes it a dict
-        ignored = [ignored_ids(getattr(loss, "ignore_class", None)) for loss in losses]
-        return set().union(*ignored)
+                check_masks(masks, np.shape(x), self.num_classes, set().union(*ids))
 
     def get_config(self):
-        parts, serialize = self._parts, keras.saving.serialize_keras_object
+        serialize = keras.saving.serialize_keras_object
         return {
+            "backbone": serialize(self.backbone),
+            "num_classes": self.num_classes,
+            "taps": [dataclasses.asdict(stage) for stage in self.stages],
+            "adapters": [serialize(adapter) for adapter in self.adapters] or False,
+            "head": serialize(self.head),
+            "aux": serialize(self.aux),
+            "preprocessing": serialize(self.preprocessing),
             "name": self.name,
             "dtype": serialize(self.dtype_policy),
-            "backbone": serialize(parts.backbone),
-            "num_classes": parts.num_classes,
-            "taps": [dataclasses.asdict(stage) for stage in parts.stages],
-            "adapters": [serialize(adapter) for adapter in parts.adapters],
-            "head": serialize(parts.head),
-            "aux": parts.aux,
-            "preprocessing": serialize(parts.preprocessing),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        def revive(value):
-            return keras.saving.deserialize_keras_object(value, custom_objects)
-
-        model = build_segmenter(
-            revive(config["backbone"]),
-            config["num_classes"],
-            taps=[Stage(**stage) for stage in config["taps"]],
-            adapters=[revive(adapter) for adapter in config["adapters"]] or False,
-            head=revive(config["head"]),
-            aux=config["aux"],
-            preprocessing=revive(config["preprocessing"]),
-            name=config["name"],
-        )
-        model.dtype_policy = revive(config["dtype"])
-        for layer in model.layers:
-            if not layer.trainable:
-                # Revived before the layers inside it were made: these are not frozen,
-                # and Keras passes on no more than a change.
-                layer.trainable = True
-                layer.trainable = False
-        return model
+        revived = {
+            key: keras.saving.deserialize_keras_object(value, custom_objects)
+            for key, value in config.items()
+        }
+        revived["taps"] = [Stage(**stage) for stage in config["taps"]]
+        return cls(**revived)
 
 
-def build_segmenter(
-    backbone,
-    num_classes,
-    *,
-    taps=None,
-    adapters=True,
-    head=None,
-    aux="sum",
-    preprocessing=None,
-    name=None,
-):
+def build_segmenter(backbone, num_classes, **options):
     """Splice adapters into a backbone's path and put a decode head behind them.
 
-    Each tapped stage's features X go through a `SegAdapter`; its adapted features Y
-    replace X for everything that follows in the backbone and for the head (paper,
-    section 2). Layers are shared with the backbone passed in, weights included: two
-    models to be compared each want a backbone of their own. Freeze the backbone with
-    `backbone.trainable = False`; its batch norms then keep their statistics.
-
     Args:
-        backbone: A functional `keras.Model` or a built `keras.Sequential` with one
-            image input, channels last, of fixed or open height and width.
-        num_classes: Number of classes K, at least 2 (two classes are binary).
-        taps: Where the stages end: a list of `Stage`, layer names or tensors of the
-            backbone. By default `find_stages(backbone)`.
-        adapters: True for the paper's adapters (scale 1e-2 at the deepest stage, a
-            tenth of it at each shallower one), False for the same model without them,
-            or a list of `SegAdapter`, one a tap, shallow to deep.
-        head: Layer from the list of stage features to class scores at the finest
-            stride. By default `MLPHead(num_classes)`.
-        aux: What the auxiliary loss supervises: "sum", the adapters' scores resized to
-            the finest stage and added (the paper's); "per_stage", each one's by itself;
-            None, nothing.
-        preprocessing: Layer from RGB in 0..255 to what the backbone expects. By default
-            chosen to suit the backbone; `keras.layers.Identity()` for none.
-        name: Name of the model.
+        backbone: A functional `keras.Model` or a built `keras.Sequential`.
+        num_classes: Integer of at least 2. Number of classes K.
+        **options: `taps`, `adapters`, `head`, `aux`, `preprocessing`, `name`, `dtype`,
+            as in `Segmenter`.
 
     Returns:
         A `Segmenter`.
@@ -537,35 +507,138 @@ def build_segmenter(
     print([stage.stride for stage in model.stages])  # [4, 8, 16, 32]
     ```
     """
-    check_num_classes(num_classes)
-    if aux not in ("sum", "per_stage", None):
+    return Segmenter(backbone, num_classes, **options)
+
+
+class _Scores(layers.Identity):
+    """An output of a segmenter, in float32."""
+
+    def get_config(self):
+        # keras.models.clone_model asks for it; it would give a bare functional model.
         raise ValueError(
-            f'`aux` must be "sum", "per_stage" or None. Received: aux={aux!r}'
+            "keras.models.clone_model can't copy a Segmenter, only the layers of its "
+            "graph. Call keras_segadapter.Segmenter.from_config(model.get_config()) for "
+            "a new one with new weights. Received: model with the output "
+            f"'{self.name}'"
         )
-    stages = resolve_taps(backbone, taps)
-    adapters = resolve_adapters(adapters, stages, num_classes, aux)
-    head = MLPHead(num_classes, name="head") if head is None else head
-    if preprocessing is None:
-        preprocessing = default_preprocessing(backbone)
-    for argument, layer in (("head", head), ("preprocessing", preprocessing)):
+
+
+def _resolve_adapters(adapters, stages, num_classes, aux):
+    """Return the list of adapters, one per stage; empty for none.
+
+    Raises:
+        TypeError: If `adapters` is neither a boolean nor a list of `SegAdapter`.
+        ValueError: If they do not fit, or `aux` is unknown or asks for their scores
+            where there are none.
+    """
+    if not (aux in ("sum", "per_stage", None) or isinstance(aux, keras.Layer)):
+        raise ValueError(
+            '`aux` must be "sum", "per_stage", None or a layer like `head`. Received: '
+            f"aux={aux!r}"
+        )
+    if adapters is False:
+        return []
+    if adapters is True:
+        deepest = len(stages) - 1
+        return [
+            SegAdapter(
+                num_classes,
+                scale_init=1e-2 * 0.1 ** (deepest - index),
+                name=f"adapter_{key}",
+            )
+            for index, key in enumerate(stage_keys(stages))
+        ]
+    if not isinstance(adapters, (list, tuple)) or not all(
+        isinstance(adapter, SegAdapter) for adapter in adapters
+    ):
+        raise TypeError(
+            "`adapters` must be True, False or a list of SegAdapter. Received: "
+            f"adapters={adapters!r}"
+        )
+    if len({id(adapter) for adapter in adapters}) != len(stages):
+        raise ValueError(
+            "`adapters` must hold one SegAdapter of its own for each of the "
+            f"{len(stages)} taps. Received: {len(adapters)} adapters"
+        )
+    for adapter in adapters:
+        if adapter.num_classes != num_classes:
+            raise ValueError(
+                "Adapters and model must score the same number of classes. Received: "
+                f"num_classes={num_classes} and the adapter '{adapter.name}' with "
+                f"num_classes={adapter.num_classes}"
+            )
+        if isinstance(aux, str) and not adapter.return_scores:
+            raise ValueError(
+                "The auxiliary loss needs the adapters' scores. Set return_scores=True "
+                f"or aux=None. Received: aux={aux!r} and the adapter '{adapter.name}' "
+                "with return_scores=False"
+            )
+    return list(adapters)
+
+
+def _splice_adapters(backbone, image, stages, adapters):
+    """Run the backbone with an adapter at each stage.
+
+    Returns:
+        Dict of lists over the stages: "inputs" and "outputs" of the adapters as feature
+        maps `(B, h, w, C)`, and the "scores" `(B, h, w, K)` of those that return them.
+    """
+    found = {"inputs": [], "outputs": [], "scores": []}
+
+    def insert(index, features):
+        tokens = len(features.shape) == 3
+        grid = _grid(image, stages[index].stride) if tokens else None
+
+        def as_map(features):
+            return TokensToMap(dtype=features.dtype)([features, grid])
+
+        found["inputs"].append(as_map(features) if tokens else features)
+        if not adapters:
+            found["outputs"].append(found["inputs"][-1])
+            return features
+        adapted = adapters[index]([features, grid] if tokens else features)
+        if adapters[index].return_scores:
+            adapted, scores = adapted
+            found["scores"].append(scores)
+        found["outputs"].append(as_map(adapted) if tokens else adapted)
+        return adapted
+
+    splice(backbone, image, stages, insert)
+    return found
+
+
+def _grid(image, stride):
+    """Return a map with one pixel for each patch: the last pixel of each whole patch."""
+    return image[:, stride - 1 :: stride, stride - 1 :: stride]
+
+
+def _add_at_finest(scores):
+    """Resize the stages' scores to the first one's size and add them, in float32."""
+    resized = [
+        ResizeLike(dtype="float32")([stage_scores, scores[0]])
+        for stage_scores in scores[1:]
+    ]
+    if not resized:
+        return scores[0]
+    return layers.Add(dtype="float32", name="coarse")([scores[0], *resized])
+
+
+def _check_layers(**arguments):
+    for name, layer in arguments.items():
         if not isinstance(layer, keras.Layer):
-            raise TypeError(f"`{argument}` must be a Keras layer. Received: {layer!r}")
-    inputs, outputs, at_stride, views = wire(
-        backbone, num_classes, stages, adapters, head, aux, preprocessing
-    )
-    parts = types.SimpleNamespace(
-        backbone=backbone,
-        num_classes=num_classes,
-        stages=stages,
-        adapters=adapters,
-        head=head,
-        aux=aux,
-        preprocessing=preprocessing,
-        views=views,
-        scores_model=keras.Model(inputs, at_stride),
-    )
-    return Segmenter(inputs, outputs, parts, name=name)
+            raise TypeError(
+                f"`{name}` must be a Keras layer. Received: {name}={layer!r}"
+            )
 
 
-def _is_dict(value):
-    return isinstance(value, dict)
+def _check_scores(name, layer, scores, num_classes):
+    if len(getattr(scores, "shape", ())) != 4 or scores.shape[-1] != num_classes:
+        raise ValueError(
+            f"`{name}` must turn a list of feature maps into class scores (batch, "
+            f"height, width, {num_classes}). Received: {name}={layer!r}, which gave "
+            f"{scores}"
+        )
+
+
+def _is_auto(value):
+    return isinstance(value, str) and value == "auto"

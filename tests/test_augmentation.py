@@ -10,7 +10,7 @@ from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter.data import Augmentation, FolderDataset, check_folder
-from keras_segadapter.training.epochs import count_epochs
+from keras_segadapter.data.epochs import count_epochs
 
 PALETTE = np.random.default_rng(0).integers(40, 256, (256, 3), "uint8")
 PALETTE[255] = 0  # as the padding

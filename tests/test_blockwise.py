@@ -7,7 +7,7 @@ from conftest import EAGER
 from keras import ops
 
 import keras_segadapter as ksa
-from keras_segadapter.native import resize_bilinear
+from keras_segadapter.layers.native import resize_bilinear
 
 # Of a height that the blocks do not divide, by a factor that is no integer.
 SIZE, SMALL, CLASSES, TILE = (22, 27), (6, 7), 5, 4

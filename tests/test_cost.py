@@ -3,7 +3,7 @@ import pytest
 from keras import layers, ops
 
 import keras_segadapter as ksa
-from keras_segadapter.cost import cost_report
+from keras_segadapter.inference.cost import cost_report
 
 
 class Block(layers.Layer):

@@ -17,7 +17,7 @@ import pytest
 from conftest import EAGER
 
 import keras_segadapter as ksa
-from keras_segadapter.training.epochs import ShuffledArrays
+from keras_segadapter.data.epochs import ShuffledArrays
 
 BACKEND = keras.backend.backend()
 README = Path(__file__).parents[1] / "README.md"

@@ -1,4 +1,4 @@
-"""evaluate: the figures against plain counting, the table and the picture."""
+"""evaluate_images: the figures against plain counting, the table and the picture."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.evaluation import Evaluation, evaluate
-from keras_segadapter.inference import predict_logits
-from keras_segadapter.training.metrics import figures
+from keras_segadapter.inference.evaluate import Evaluation, evaluate_images
+from keras_segadapter.inference.predict import predict_logits
+from keras_segadapter.metrics import figures
 
 NAMES = ["road", "sky", "tree", "car"]
 
@@ -79,7 +79,7 @@ def example(num_classes=4):
 
 
 def test_what_comes_back(model, pairs):
-    evaluation = evaluate(model, pairs, class_names=NAMES)
+    evaluation = evaluate_images(model, pairs, class_names=NAMES)
     assert isinstance(evaluation, Evaluation)
     assert evaluation.images == 4
     assert evaluation.class_names == tuple(NAMES)
@@ -107,19 +107,19 @@ def test_wrong_arguments_stop_before_the_first_image(model, arguments, words):
         yield
 
     with pytest.raises(ValueError, match=words):
-        evaluate(model, unread(), **arguments)
+        evaluate_images(model, unread(), **arguments)
 
 
 def test_other_models_and_ids_are_refused(model, tiny_backbone):
     with pytest.raises(TypeError, match="must be a Segmenter"):
-        evaluate(tiny_backbone(), [])
+        evaluate_images(tiny_backbone(), [])
     with pytest.raises(TypeError, match="`ignore_class` must be None, an integer"):
-        evaluate(model, [], ignore_class="void")
+        evaluate_images(model, [], ignore_class="void")
 
 
 def test_no_pairs(model):
     with pytest.raises(ValueError, match=r"gave no images.*read before is empty"):
-        evaluate(model, iter([]))
+        evaluate_images(model, iter([]))
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_no_pairs(model):
 def test_a_faulty_pair_is_named(model, image, mask, words):
     good = np.zeros((8, 8, 3), "uint8"), np.zeros((8, 8), "uint8")
     with pytest.raises(ValueError, match=words):
-        evaluate(model, [good, (np.zeros(image, "uint8"), mask)])
+        evaluate_images(model, [good, (np.zeros(image, "uint8"), mask)])
 
 
 @pytest.mark.parametrize("pairs", [[np.zeros((8, 8, 3))], [(1, 2, 3)], ["ab"]])
 def test_what_is_no_pair(model, pairs):
     with pytest.raises(TypeError, match=r"zip\(images, masks\).*number 0 is a"):
-        evaluate(model, pairs)
+        evaluate_images(model, pairs)
 
 
 # Meaning
@@ -152,7 +152,7 @@ def test_what_is_no_pair(model, pairs):
 def test_fifty_images_against_a_plain_count(model):
     sizes = [(13, 15), (16, 24), (22, 15), (22, 24), (9, 31)]
     pairs = make_pairs(model, sizes, each=10)
-    evaluation = evaluate(model, pairs)
+    evaluation = evaluate_images(model, pairs)
     assert_counts(evaluation, *counted(model.segment, pairs))
     assert 0.1 < evaluation.miou < 0.9
     assert evaluation.images == 50
@@ -164,22 +164,22 @@ def test_windows_scales_and_flips_against_a_plain_count(model, pairs):
     def predict(image):
         return predict_logits(model, image, **ways).argmax(-1)
 
-    evaluation = evaluate(model, pairs[1:3], **ways)
+    evaluation = evaluate_images(model, pairs[1:3], **ways)
     assert_counts(evaluation, *counted(predict, pairs[1:3]))
-    plain = evaluate(model, pairs[1:3])
+    plain = evaluate_images(model, pairs[1:3])
     assert (evaluation.confusion != plain.confusion).any()
 
 
 @pytest.mark.parametrize("ignored", [[255, 3], [255, 0]])
 def test_ignored_ids_are_not_counted(model, pairs, ignored):
-    evaluation = evaluate(model, pairs, ignore_class=ignored)
+    evaluation = evaluate_images(model, pairs, ignore_class=ignored)
     assert_counts(evaluation, *counted(model.segment, pairs, ignored))
     assert not evaluation.confusion[ignored[1]].any()
 
 
 def test_masks_that_the_model_gives_are_all_right(model, pairs):
     own = [(image, model.segment(image)) for image, _ in pairs]
-    evaluation = evaluate(model, own)
+    evaluation = evaluate_images(model, own)
     assert evaluation.miou == evaluation.accuracy == evaluation.mean_accuracy == 1
     assert np.array_equal(evaluation.confusion, np.diag(np.diag(evaluation.confusion)))
 
@@ -187,7 +187,7 @@ def test_masks_that_the_model_gives_are_all_right(model, pairs):
 def test_files_arrays_and_batches_count_the_same(model, tmp_path):
     images, masks = ksa.data.make_scenes(3, size=(16, 24))
     masks = masks % 4
-    expected = evaluate(model, zip(images, masks, strict=True)).confusion
+    expected = evaluate_images(model, zip(images, masks, strict=True)).confusion
     for name, arrays in (("images", images), ("masks", masks)):
         (tmp_path / name).mkdir()
         for i, array in enumerate(arrays):
@@ -196,7 +196,7 @@ def test_files_arrays_and_batches_count_the_same(model, tmp_path):
     files = list(zip(folder.image_paths, folder.mask_paths, strict=True))
     batch = [(images, masks[..., None])]
     for pairs in (files, [tuple(map(str, files[i])) for i in range(3)], folder, batch):
-        evaluation = evaluate(model, pairs)
+        evaluation = evaluate_images(model, pairs)
         assert evaluation.images == 3
         np.testing.assert_array_equal(evaluation.confusion, expected)
 
@@ -211,7 +211,7 @@ def test_a_dataset_is_read_by_its_length(model):
         def __getitem__(self, index):
             return np.zeros((1, 8, 8, 3), "uint8"), np.zeros((1, 8, 8), "uint8")
 
-    evaluation = evaluate(model, Endless())
+    evaluation = evaluate_images(model, Endless())
     assert evaluation.images == 2
     assert evaluation.class_names == tuple(NAMES)
 
@@ -220,7 +220,7 @@ def test_a_faulty_file_is_named(model, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     Image.new("L", (8, 8), 9).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match=r"image.png, .*mask.png\) holds ids .*\[9\]"):
-        evaluate(model, [(tmp_path / "image.png", tmp_path / "mask.png")])
+        evaluate_images(model, [(tmp_path / "image.png", tmp_path / "mask.png")])
 
 
 def test_the_table():
@@ -272,7 +272,7 @@ def test_counts_past_the_range_of_int32():
 
 def test_only_void(model):
     image, mask = np.zeros((8, 8, 3), "uint8"), np.full((8, 8), 255, "uint8")
-    evaluation = evaluate(model, [(image, mask)])
+    evaluation = evaluate_images(model, [(image, mask)])
     assert np.isnan([evaluation.miou, evaluation.accuracy]).all()
     assert str(evaluation).startswith("1 images, 0 pixels, - % of them right")
 

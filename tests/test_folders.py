@@ -9,7 +9,7 @@ from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter.data import FolderDataset, check_folder, make_scenes
-from keras_segadapter.training.epochs import count_epochs
+from keras_segadapter.data.epochs import count_epochs
 
 
 def write(path, array, mode=None, **kwargs):

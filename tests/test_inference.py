@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_segadapter as ksa
-from keras_segadapter.inference import predict_logits, window_starts
+from keras_segadapter.inference.predict import predict_logits, window_starts
 
 
 class First(keras.layers.Layer):

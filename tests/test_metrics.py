@@ -5,7 +5,7 @@ from keras import ops
 from sklearn import metrics as sk
 
 import keras_segadapter as ksa
-from keras_segadapter.training.metrics import LIMB
+from keras_segadapter.metrics import LIMB
 
 
 def batch(num_classes=5, void=(255,), images=4, seed=0):

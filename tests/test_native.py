@@ -5,7 +5,7 @@ from keras import ops
 from numpy_method import assert_close, resize
 
 import keras_segadapter as ksa
-from keras_segadapter.native import Dense, DepthwiseConv2D, PatchConv2D
+from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
 
 
 def maps(*shape, seed=0):

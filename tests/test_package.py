@@ -109,8 +109,8 @@ def public_objects():
         for name in holder.__all__:
             if callable(getattr(holder, name)):
                 yield name, getattr(holder, name)
-    for name, value in vars(ksa.pictures).items():
-        if getattr(value, "__module__", "") == ksa.pictures.__name__:
+    for name, value in vars(ksa.visualization).items():
+        if getattr(value, "__module__", "") == ksa.visualization.__name__:
             if not name.startswith("_"):
                 yield name, value
     for name in ("compile", "fit", "segment"):

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from keras_segadapter.data import make_scenes
-from keras_segadapter.pictures import colorize, overlay, palette, panels
+from keras_segadapter.visualization import colorize, overlay, palette, panels
 
 
 def plain(height, width, value):

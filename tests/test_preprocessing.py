@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_segadapter import build_segmenter
-from keras_segadapter.preprocessing import default_preprocessing
+from keras_segadapter.backbones.preprocessing import default_preprocessing
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 8, 6, 3)).astype("float32")
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.training.backups import Backup
-from keras_segadapter.training.epochs import ShuffledArrays
+from keras_segadapter.training.resume import Backup
+from keras_segadapter.data.epochs import ShuffledArrays
 
 ROOT = Path(__file__).parents[1]
 K = 3

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_segadapter import SegAdapter, build_segmenter, find_stages
-from keras_segadapter.stages import splice
+from keras_segadapter.graph.splice import splice
 
 layers = keras.layers
 FOUR = (4, 6, 8, 10)  # channels of four stages, strides 4 to 32

@@ -8,7 +8,7 @@ from keras import ops
 from numpy_method import maps, set_random_weights
 
 import keras_segadapter as ksa
-from keras_segadapter.stages import splice
+from keras_segadapter.graph.splice import splice
 
 layers = keras.layers
 WIDTH = 8

@@ -9,8 +9,8 @@ from numpy_method import seg_adapter, set_random_weights
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.pictures import colorize
-from keras_segadapter.training.watching import _views
+from keras_segadapter.visualization import colorize
+from keras_segadapter.training.pictures import _views
 
 K = 3
 RNG = np.random.default_rng(0)

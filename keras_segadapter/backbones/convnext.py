@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_segadapter.checks import check_rate
+from keras_segadapter.validation import check_rate
 
 DEPTHS = {  # blocks a stage
     "Tiny": (3, 3, 9, 3),

@@ -8,8 +8,8 @@ import numpy as np
 from keras import layers, ops
 
 from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
-from keras_segadapter.checks import check_feature_map, check_integer, check_rate
-from keras_segadapter.native import Dense, DepthwiseConv2D, PatchConv2D
+from keras_segadapter.validation import check_feature_map, check_integer, check_rate
+from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
 
 KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # of the overlapping patches, by stage
 HEADS, REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)

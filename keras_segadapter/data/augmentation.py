@@ -5,8 +5,8 @@ from numbers import Real
 import numpy as np
 from PIL import Image
 
-from keras_segadapter.checks import check_positive, check_size, ignored_ids
-from keras_segadapter.data.picture_files import resize_image, resize_mask
+from keras_segadapter.validation import check_positive, check_size, ignored_ids
+from keras_segadapter.data.reading import resize_image, resize_mask
 
 CROPS = 10  # that are looked at; where none will do, the next is taken unseen
 TURN = 255  # steps of Pillow's hue around the circle

@@ -7,17 +7,17 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_segadapter.checks import check_integer, check_size
+from keras_segadapter.validation import check_integer, check_size
 from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.label_table import BLACK_AND_WHITE, LabelTable
 from keras_segadapter.data.layouts import find_pairs
-from keras_segadapter.data.picture_files import (
+from keras_segadapter.data.reading import (
     read_image,
     read_mask,
     resize_image,
     resize_mask,
 )
-from keras_segadapter.training.epochs import epoch_order
+from keras_segadapter.data.epochs import epoch_order
 
 
 class FolderDataset(keras.utils.PyDataset):

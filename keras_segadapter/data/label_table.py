@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_segadapter.checks import check_num_classes, ignored_ids
+from keras_segadapter.validation import check_num_classes, ignored_ids
 from keras_segadapter.data.labels import Labels
 
 BLACK_AND_WHITE = (

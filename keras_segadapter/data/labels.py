@@ -8,8 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from keras_segadapter.checks import check_integer, check_num_classes
-from keras_segadapter.pictures import palette
+from keras_segadapter.validation import check_integer, check_num_classes
+from keras_segadapter.visualization import palette
 
 VOID = 255
 
@@ -26,7 +26,7 @@ class Labels:
         label_map: Dictionary from every id that a mask may hold to its class, or to
             an ignored id such as 255; `None` if masks hold classes already.
         colors: RGB colors for pictures, uint8 of shape `(num_classes, 3)`. By
-            default those of `pictures.palette`, or `None` with more than 256
+            default those of `visualization.palette`, or `None` with more than 256
             classes.
         num_classes: Number of classes.
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from keras_segadapter.checks import check_integer, check_size
+from keras_segadapter.validation import check_integer, check_size
 
 SCENE_CLASSES = (
     "sky",

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from keras_segadapter.checks import check_integer, check_size
+from keras_segadapter.validation import check_integer, check_size
 from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.label_table import LabelTable
 from keras_segadapter.data.labels import CITYSCAPES, OXFORD_PETS
-from keras_segadapter.data.picture_files import resize_image, resize_mask
+from keras_segadapter.data.reading import resize_image, resize_mask
 
 KNOWN = {"cityscapes": CITYSCAPES, "oxford_iiit_pet": OXFORD_PETS}
 # Images that wait, resized, to be drawn from.

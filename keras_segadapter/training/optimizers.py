@@ -56,6 +56,21 @@ class AdamW(keras.optimizers.AdamW):
         super().build(variables)
 
 
+def with_loss_scale(optimizer, layers):
+    """Return the optimizer, with a loss scale around it where a layer needs one.
+
+    Keras looks at the model's own precision only, which a backbone's may differ from.
+
+    Args:
+        optimizer: A Keras optimizer.
+        layers: Layers of the model.
+    """
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if scaled or all(layer.compute_dtype != "float16" for layer in layers):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
+
+
 @keras.saving.register_keras_serializable("keras_segadapter")
 class GroupedOptimizer(keras.optimizers.MultiOptimizer):
     """A MultiOptimizer that knows a weight's group by its place among the weights.

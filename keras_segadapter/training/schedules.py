@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_segadapter.checks import check_integer, check_positive
+from keras_segadapter.validation import check_integer, check_positive
 
 WARMUP_START = 1e-6  # of the rate
 

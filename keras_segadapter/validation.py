@@ -63,6 +63,16 @@ def ignored_ids(ignore_class):
     return sorted(map(int, ids))
 
 
+def check_segmenter(model, caller):
+    """Validate that `model` is a `Segmenter`, for the function or class `caller`."""
+    # By its attributes: Segmenter stands below in the reading order.
+    if not hasattr(model, "stages") or not hasattr(model, "adapters"):
+        raise TypeError(
+            f"{caller} takes a keras_segadapter.Segmenter, as build_segmenter makes "
+            f"it. Received: model={model!r} of type {type(model).__name__}"
+        )
+
+
 def check_channels_last():
     """Refuse Keras' channels_first setting."""
     if keras.config.image_data_format() != "channels_last":
@@ -83,6 +93,38 @@ def check_feature_map(layer, input_shape):
             "(batch, height, width, channels) with a known number of channels. "
             f"Received: input_shape={tuple(input_shape)}"
         )
+
+
+def check_outputs(names, **arguments):
+    """Validate that dicts by output name outputs that the model has.
+
+    Raises:
+        ValueError: If one of `arguments` of `compile` is a dict with another name.
+    """
+    for argument, value in arguments.items():
+        unknown = sorted(set(value) - set(names)) if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError(
+                f"`{argument}` must name outputs of the model, which are {names}. "
+                f"Received: {argument}={value!r} with {unknown}"
+            )
+
+
+def check_size_of_masks(images, masks):
+    """Validate that masks have the height and width of the images, where known.
+
+    Raises:
+        ValueError: If they have another; losses would resize the scores to it.
+    """
+    size = tuple(getattr(images, "shape", ()))[1:3]
+    for mask in masks.values() if isinstance(masks, dict) else [masks]:
+        found = tuple(getattr(mask, "shape", ()))[1:3]
+        if any(a != b for a, b in zip(size, found, strict=False) if None not in (a, b)):
+            raise ValueError(
+                "Masks must hold one class id per pixel, (batch, height, width), at "
+                f"the size of the images. Received: masks of shape {tuple(mask.shape)} "
+                f"for images of shape {tuple(images.shape)}"
+            )
 
 
 def check_masks(masks, images_shape, num_classes, ignored):

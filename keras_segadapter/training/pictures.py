@@ -7,10 +7,11 @@ import numpy as np
 from keras import ops
 from PIL import Image, ImageOps
 
-from keras_segadapter.checks import check_integer
-from keras_segadapter.inference import check_input, deepest_stride, fitted
-from keras_segadapter.pictures import colorize, panels
-from keras_segadapter.wiring import stage_keys
+from keras_segadapter.layers.native import ResizeLike
+from keras_segadapter.validation import check_integer
+from keras_segadapter.graph.stages import stage_keys
+from keras_segadapter.inference.predict import check_input, deepest_stride, fitted
+from keras_segadapter.visualization import colorize, panels
 
 
 class TrainingPictures(keras.callbacks.Callback):
@@ -33,7 +34,7 @@ class TrainingPictures(keras.callbacks.Callback):
         folder: Where to write the PNG files.
         every: Number of epochs from one picture to the next. The last epoch has one.
         colors: RGB colors, uint8 of shape `(num_classes, 3)`: a dataset's `.colors`. By
-            default those of `pictures.palette`.
+            default those of `visualization.palette`.
         tensorboard: Folder of TensorBoard's, where the pictures go too, at the step of
             Keras' own `TensorBoard` (epochs from 0). TensorFlow writes it, on any
             backend: install `keras-segadapter[tensorboard]`. Beside JAX or PyTorch on a
@@ -138,24 +139,26 @@ class TrainingPictures(keras.callbacks.Callback):
 
 
 def _views(model):
-    """A model on the layers of a segmenter, from images to what the pictures show."""
-    stages, adapters = model._parts.views, model._parts.adapters
+    """Return a model on the layers of a segmenter, from images to what is shown."""
     keys = stage_keys(model.stages)
     scoring = [
         key
-        for key, adapter in zip(keys, adapters, strict=False)  # no adapters: none
+        for key, adapter in zip(keys, model.adapters, strict=False)  # or no adapters
         if adapter.return_scores
     ]
-    scores = {"prediction": model.output["logits"]}
+    scores = {"prediction": model.for_inference().output}
     if "aux" in model.output:
-        scores["coarse map"] = model.output["aux"]
-    for key, side in zip(scoring, stages["S"], strict=True):
+        image = keras.tree.flatten(model.input)
+        scores["coarse map"] = ResizeLike(dtype="float32")([model.output["aux"], *image])
+    for key, side in zip(scoring, model.features["scores"], strict=True):
         scores[f"side {key}"] = side
     views = {title: ops.argmax(value, axis=-1) for title, value in scores.items()}
     for index, key in enumerate(keys):
-        for name in "XY" if adapters else "X":
-            size = ops.abs(ops.cast(stages[name][index], "float32"))  # (B, h, w, C)
-            views[f"{name} {key}"] = ops.mean(size, axis=-1)  # (B, h, w)
+        shown = {"X": "inputs", "Y": "outputs"} if model.adapters else {"X": "inputs"}
+        for letter, name in shown.items():
+            maps = model.features[name][index]  # (B, h, w, C)
+            sizes = ops.abs(ops.cast(maps, "float32"))
+            views[f"{letter} {key}"] = ops.mean(sizes, axis=-1)  # (B, h, w)
     return keras.Model(model.input, views)
 
 

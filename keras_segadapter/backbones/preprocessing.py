@@ -3,8 +3,6 @@
 import keras
 from keras import layers
 
-from keras_segadapter.replay import as_functional
-
 # How keras.applications' weights were trained, by the name it gives the model: colours
 # in BGR less their mean, or scaled to [-1, 1]. All else follows ImageNet's mean and
 # deviation, as do the paper, torchvision, timm and most of keras-hub's presets.
@@ -46,11 +44,10 @@ def default_preprocessing(backbone):
     their class, and keras-cv's take 0..1; everything else gets ImageNet's mean and
     deviation (paper, section 5).
     """
-    model = as_functional(backbone)
-    (image,) = keras.tree.flatten(model.input)
+    (image,) = keras.tree.flatten(backbone.input)
     normalises = any(
         isinstance(layer, (layers.Rescaling, layers.Normalization))
-        for layer in _layers_inside(model)
+        for layer in _layers_inside(backbone)
     )
     if normalises or image.shape[-1] != 3:
         return layers.Identity(name="preprocessing")

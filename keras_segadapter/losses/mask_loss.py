@@ -3,13 +3,14 @@
 import keras
 from keras import ops
 
-from keras_segadapter.checks import check_positive, ignored_ids
-from keras_segadapter.training.losses import (
+from keras_segadapter.losses.crossentropy import (
     SegmentationCrossentropy,
     check_reduction,
     counted_pixels,
     integer_labels,
 )
+from keras_segadapter.losses.tiles import resized_whole
+from keras_segadapter.validation import check_positive, ignored_ids
 
 # They compare regions; all others that are taken give a value a pixel.
 OF_REGIONS = (keras.losses.Dice, keras.losses.Tversky)
@@ -117,7 +118,7 @@ class MaskLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         labels = integer_labels(y_true, y_pred)  # (B, H, W)
-        logits = ops.cast(y_pred, "float32")  # (B, H, W, K)
+        logits = resized_whole(y_pred, labels)  # (B, H, W, K)
         counted = counted_pixels(labels, self.ignore_class)  # (B, H, W)
         known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
         wrong = ops.any(ops.logical_and(counted, ops.logical_not(known)))
@@ -127,7 +128,7 @@ class MaskLoss(keras.losses.Loss):
         total = 0.0
         for loss, weight in zip(self.losses, self.weights, strict=True):
             if isinstance(loss, SegmentationCrossentropy):
-                value = ops.mean(loss.call(labels, logits))
+                value = ops.mean(loss.call(labels, y_pred))
             elif isinstance(loss, OF_REGIONS):
                 value = _mean_of_regions(loss, truth, logits, counted)
             else:
@@ -150,13 +151,6 @@ class MaskLoss(keras.losses.Loss):
     def from_config(cls, config):
         losses = [keras.losses.deserialize(loss) for loss in config["losses"]]
         return cls(**{**config, "losses": losses})
-
-
-def wants_one_hot(loss):
-    """Whether a name, function or instance is one of Keras' losses of one-hot masks."""
-    if isinstance(loss, str):
-        return any(loss == each.__name__ for each in ONE_HOT)
-    return loss in ONE_HOT or type(loss) in ONE_HOT
 
 
 def _mean_of_regions(loss, truth, logits, counted):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_segadapter.checks import check_integer
+from keras_segadapter.validation import check_integer
 
 GAP = 6
 PANEL_WIDTH = 240
@@ -30,7 +30,7 @@ def palette(num_classes):
     Example:
 
     ```python
-    from keras_segadapter.pictures import palette
+    from keras_segadapter.visualization import palette
 
     print(palette(8).shape)  # (8, 3)
     ```
@@ -74,7 +74,7 @@ def colorize(labels, num_classes=None, colors=None):
 
     ```python
     import numpy as np
-    from keras_segadapter.pictures import colorize
+    from keras_segadapter.visualization import colorize
 
     image = colorize(np.array([[0, 1], [2, 255]]))
     print(image[1, 1])  # [0 0 0]
@@ -110,7 +110,7 @@ def overlay(image, labels, alpha=0.5, colors=None):
 
     ```python
     from keras_segadapter.data import make_scenes
-    from keras_segadapter.pictures import overlay
+    from keras_segadapter.visualization import overlay
 
     images, masks = make_scenes(1)
     print(overlay(images[0], masks[0]).shape)  # (96, 96, 3)
@@ -155,7 +155,7 @@ def panels(rows, titles, path):
 
     ```python
     from keras_segadapter.data import make_scenes
-    from keras_segadapter.pictures import colorize, overlay, panels
+    from keras_segadapter.visualization import colorize, overlay, panels
 
     images, masks = make_scenes(2)
     rows = [[x, colorize(y), overlay(x, y)] for x, y in zip(images, masks)]

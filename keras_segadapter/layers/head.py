@@ -3,13 +3,13 @@
 import keras
 from keras import layers, ops
 
-from keras_segadapter.checks import (
+from keras_segadapter.validation import (
     check_feature_map,
     check_integer,
     check_num_classes,
     check_rate,
 )
-from keras_segadapter.native import Dense, resize_bilinear
+from keras_segadapter.layers.native import Dense, resize_bilinear
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")

@@ -4,14 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_segadapter.checks import check_num_classes, ignored_ids
-from keras_segadapter.training.blockwise import resized_argmax
-from keras_segadapter.training.losses import (
-    check_tile,
-    counted_pixels,
-    integer_labels,
-    to_resize,
-)
+from keras_segadapter.losses.crossentropy import counted_pixels, integer_labels
+from keras_segadapter.losses.tiles import resized_argmax
+from keras_segadapter.validation import check_num_classes, ignored_ids
 
 # The matrix is kept in two int32 parts, matrix = high * LIMB + low: JAX has no int64 by
 # default, and COCO-Stuff's training pixels do not fit into int32. tf.distribute adds up
@@ -27,22 +22,23 @@ class MeanIoU(keras.metrics.Metric):
     model's logits, ignores several ids, counts exactly past 2^31 pixels on every
     backend, and `report()` gives the other figures. Classes that occur neither in masks
     nor in predictions are left out of the mean, ids outside the classes out of the
-    count.
+    count. Logits smaller than the mask are resized to it, as in
+    `SegmentationCrossentropy`.
 
     Args:
-        num_classes: Number of classes K, at least 2.
-        ignore_class: Id of void pixels, several ids, or None.
-        tile: As in `SegmentationCrossentropy`.
-        name: Name of the metric in logs and history.
+        num_classes: Integer of at least 2. Number of classes K.
+        ignore_class: Integer, list of integers, or None. Ids of void pixels. Defaults
+            to `255`.
+        name: String. Name of the metric in logs and history. Defaults to `"mIoU"`.
         **kwargs: `dtype`, as in `keras.metrics.Metric`.
 
     Call arguments:
         y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
-        y_pred: Logits or probabilities `(B, H, W, K)`.
+        y_pred: Logits or probabilities `(B, h, w, K)`, of any height and width.
 
     Raises:
-        ValueError: If `num_classes` is below 2, the shapes do not fit, or
-            `sample_weight` is given: pixels count or do not.
+        ValueError: If `num_classes` is below 2, if the shapes do not fit, or if
+            `sample_weight` is given: a pixel counts or does not.
         TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
 
     Example:
@@ -59,11 +55,11 @@ class MeanIoU(keras.metrics.Metric):
     ```
     """
 
-    def __init__(self, num_classes, ignore_class=255, tile=None, name="mIoU", **kwargs):
+    def __init__(self, num_classes, ignore_class=255, name="mIoU", **kwargs):
         super().__init__(name=name, **kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.ignore_class = ignored_ids(ignore_class)
-        self.tile = check_tile(tile)
+        self._direction = "up"
         self.low, self.high = (
             self.add_weight(
                 shape=(num_classes, num_classes),
@@ -83,23 +79,18 @@ class MeanIoU(keras.metrics.Metric):
         y_pred = ops.convert_to_tensor(y_pred)
         if y_pred.shape[-1] != self.num_classes:
             raise ValueError(
-                f"Predictions must have {self.num_classes} channels, one a class. "
+                f"Predictions must have {self.num_classes} channels, one per class. "
                 f"Received: predictions of shape {tuple(y_pred.shape)}"
             )
-        labels = integer_labels(y_true, y_pred, self.tile)  # (B, H, W)
-        if to_resize(labels, y_pred, self.tile):
-            scores = ops.cast(y_pred, "float32")  # (B, h, w, K)
-            labels, predicted = resized_argmax(labels, scores, self.tile)
-        else:
-            predicted = ops.cast(ops.argmax(y_pred, axis=-1), "int32")  # (B, H, W)
-        counts = self._count(labels, predicted)
+        labels = integer_labels(y_true, y_pred)  # (B, H, W)
+        counts = self._count(*resized_argmax(labels, y_pred))
         low = self.low + ops.reshape(counts, (self.num_classes, self.num_classes))
         carry = low // LIMB
         self.low.assign(low - carry * LIMB)
         self.high.assign(self.high + carry)
 
     def _count(self, labels, predicted):
-        """Pixels by true and predicted class, int32 `(K*K,)`."""
+        """Count pixels by true and predicted class, int32 `(K*K,)`."""
         # Ids outside the classes have no row in the matrix.
         counted = counted_pixels(labels, self.ignore_class)
         counted = ops.logical_and(counted, labels >= 0)
@@ -120,13 +111,13 @@ class MeanIoU(keras.metrics.Metric):
         return ops.sum(iou * present) / ops.maximum(ops.sum(present), 1.0)
 
     def confusion_matrix(self):
-        """Exact counts, int64 `(K, K)`: rows are true classes, columns predicted."""
+        """Return exact counts, int64 `(K, K)`: rows are true classes, columns predicted."""
         low = ops.convert_to_numpy(self.low).astype("int64")
         high = ops.convert_to_numpy(self.high).astype("int64")
         return high * LIMB + low
 
     def report(self):
-        """All figures, in float64 from the exact counts.
+        """Compute all figures, in float64 from the exact counts.
 
         Returns:
             Dict of `mIoU`, `mAcc` (mean of the classes' recall), `aAcc` (share of
@@ -137,16 +128,12 @@ class MeanIoU(keras.metrics.Metric):
 
     def get_config(self):
         config = super().get_config()
-        config.update(
-            num_classes=self.num_classes,
-            ignore_class=self.ignore_class,
-            tile=self.tile,
-        )
+        config.update(num_classes=self.num_classes, ignore_class=self.ignore_class)
         return config
 
 
 def figures(confusion):
-    """What `MeanIoU.report` gives for counts `(K, K)`, rows the true classes."""
+    """Return what `MeanIoU.report` gives for counts `(K, K)`, rows the true classes."""
     matrix = confusion.astype("float64")
     hits, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     with np.errstate(invalid="ignore"):
@@ -163,6 +150,6 @@ def figures(confusion):
 
 
 def _mean(values):
-    """Mean of the values that exist; NaN where none does."""
+    """Return the mean of the values that exist; NaN where none does."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")

@@ -2,28 +2,40 @@
 
 from keras import layers
 
-from keras_segadapter.replay import blocks_inside, is_whole_block, kernels
+from keras_segadapter.graph.replay import blocks_inside, is_whole_block, kernels
 
 
 def stage_positions(graph):
-    """Positions of the calls that close the stages, shallow to deep.
+    """Return the positions of the calls that close the stages, shallow to deep.
 
-    One a resolution; four for a vision transformer, whose tokens keep theirs. If the
-    backbone has several outputs, these; of maps of one resolution the last, since some
-    families hand out their stem as well.
+    A pyramid that the backbone declares (`pyramid_outputs` of keras-hub) or its several
+    outputs are the stages, where adapters can go there. Otherwise there is one a
+    resolution, and four in a vision transformer, whose tokens keep theirs.
     """
-    if len(graph.outputs) > 1:
-        chosen = sorted(set(graph.outputs) & set(graph.points))
-        last = {}
-        for position in chosen:
-            tokens = graph.calls[position].is_tokens
-            last[position if tokens else graph.grids[position]] = position
-        return list(last.values())
+    declared = _declared(graph)
+    if declared:
+        return declared
     levels = _levels(graph)
     if len(levels) == 1 and graph.calls[levels[0][0]].is_tokens:
         return _spread(graph, levels[0])
     makers = _makers(graph)
     return [_block_output(graph, makers, level) for level in levels]
+
+
+def _declared(graph):
+    """Return the positions of declared stages, if there are any that qualify."""
+    if len(graph.outputs) > 1:
+        chosen = sorted(set(graph.outputs) & set(graph.points))
+        last = {}  # of one resolution the last: some families hand out their stem too
+        for position in chosen:
+            tokens = graph.calls[position].is_tokens
+            last[position if tokens else graph.grids[position]] = position
+        return list(last.values())
+    pyramid = sorted(p for p in set(graph.watched) if (graph.strides[p] or 1) >= 4)
+    # Those of vision transformers hold every block, at one resolution.
+    strides = {graph.strides[position] for position in pyramid}
+    qualifies = len(strides) == len(pyramid) and set(pyramid) <= set(graph.points)
+    return pyramid if qualifies else []
 
 
 def _levels(graph):

@@ -8,6 +8,66 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_segadapter.data.epochs import ShuffledArrays, count_epochs
+
+
+def prepare_fit(model, given, folder):
+    """Make arguments of `Segmenter.fit` fit masks, epochs that count, and a backup.
+
+    Args:
+        model: The segmenter.
+        given: Dict of the arguments of `keras.Model.fit`; changed in place.
+        folder: Folder of the backup, or None.
+
+    Returns:
+        The `Backup`, or None without a folder.
+
+    Raises:
+        ValueError: If `class_weight` is given, or `validation_split` with a backup, or
+            if the backup can't be loaded.
+    """
+    if given.get("class_weight") is not None:
+        raise ValueError(
+            "Keras' `class_weight` does not work with masks. Call "
+            "compile(loss=keras_segadapter.SegmentationCrossentropy("
+            "class_weight=[one weight per class])) instead. Received: "
+            f"class_weight={given['class_weight']}"
+        )
+    if given["y"] is None:
+        given.setdefault("shuffle", False)
+    callbacks = keras.tree.flatten(given.get("callbacks") or [])
+    backup = None if folder is None else Backup(folder)
+    if backup is not None:
+        if given["y"] is not None:
+            _count_arrays(given)
+        start = backup.restore(model) or given.get("initial_epoch", 0)
+        given["initial_epoch"] = start
+        if hasattr(given["x"], "epoch"):
+            given["x"].epoch = start  # whatever it was in a fit that stopped
+        callbacks.append(backup)  # last: what the others change counts
+    if hasattr(given["x"], "epoch"):
+        callbacks.insert(0, count_epochs(given["x"]))
+    given["callbacks"] = callbacks
+    return backup
+
+
+def _count_arrays(given):
+    """Replace arrays by a dataset with an `epoch`, which takes what it needs."""
+    if given.get("validation_split"):
+        raise ValueError(
+            "`validation_split` does not go with `backup`. Divide the arrays and pass "
+            "`validation_data`. Received: "
+            f"validation_split={given['validation_split']}"
+        )
+    size = given.pop("batch_size", None) or 32
+    given.setdefault("validation_batch_size", size)
+    arrays = [given["x"], given.pop("y"), given.pop("sample_weight", None)]
+    shuffle, given["shuffle"] = given.get("shuffle", True), False
+    # The same in each process that sets the same seed.
+    seed = np.random.randint(2**31)
+    arrays = tuple(array for array in arrays if array is not None)
+    given["x"] = ShuffledArrays(arrays, size, shuffle, seed)
+
 
 class Backup(keras.callbacks.Callback):
     """Keeps the state of a model's training after each epoch, for `Segmenter.fit`.

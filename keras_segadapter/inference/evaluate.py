@@ -1,4 +1,4 @@
-"""evaluate: how good a segmenter's masks are, class by class."""
+"""evaluate_images: how good a segmenter's masks are, class by class."""
 
 import dataclasses
 import os
@@ -8,17 +8,17 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_segadapter.checks import ignored_ids
-from keras_segadapter.data.picture_files import read_image, read_mask
-from keras_segadapter.inference import check_view, predict_logits
-from keras_segadapter.training.metrics import figures
+from keras_segadapter.validation import ignored_ids
+from keras_segadapter.data.reading import read_image, read_mask
+from keras_segadapter.inference.predict import check_view, predict_logits
+from keras_segadapter.metrics import figures
 
 WHITE, GREY, BLUE = np.array([[255] * 3, [225] * 3, [8, 48, 107]])
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Evaluation:
-    """What `evaluate` found; printed, it is a table by class.
+    """What `evaluate_images` found; printed, it is a table by class.
 
     All figures are shares from 0 to 1, in float64 from the exact counts. A class that
     does not occur has NaN and is left out of the means.
@@ -34,7 +34,7 @@ class Evaluation:
         class_names: Tuple of K names.
         images: Number of images.
 
-    Example: see `evaluate`.
+    Example: see `evaluate_images`.
     """
 
     miou: float
@@ -79,7 +79,7 @@ class Evaluation:
         Returns:
             The `pathlib.Path` of the file.
 
-        Example: see `evaluate`.
+        Example: see `evaluate_images`.
         """
         pixels = self.confusion.sum(axis=1, keepdims=True)  # (K, 1)
         shares = self.confusion / np.maximum(pixels, 1)  # (K, K)
@@ -100,7 +100,7 @@ class Evaluation:
         return Path(path)
 
 
-def evaluate(
+def evaluate_images(
     model,
     pairs,
     *,
@@ -157,7 +157,7 @@ def evaluate(
     )
     model = ksa.build_segmenter(backbone, num_classes=8)
     images, masks = ksa.data.make_scenes(4)
-    evaluation = ksa.evaluate(model, zip(images, masks))
+    evaluation = ksa.evaluate_images(model, zip(images, masks))
     print(evaluation)  # a table by class
     evaluation.picture("confusion.png")
     ```

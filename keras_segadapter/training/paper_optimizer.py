@@ -7,8 +7,7 @@ from numbers import Real
 import keras
 
 from keras_segadapter.backbones.mit import MixFFN
-from keras_segadapter.checks import check_positive
-from keras_segadapter.segmenter import Segmenter
+from keras_segadapter.validation import check_positive, check_segmenter
 from keras_segadapter.training.optimizers import GroupedOptimizer
 from keras_segadapter.training.schedules import WarmupPoly
 
@@ -134,11 +133,7 @@ def paper_optimizer(
 
 
 def _check_arguments(model, options, weight_decay, **rates):
-    if not isinstance(model, Segmenter):
-        raise TypeError(
-            "`model` must be a Segmenter, as build_segmenter and the Adapt models give "
-            f"it; for other models there is keras_segadapter.AdamW. Received: {model!r}"
-        )
+    check_segmenter(model, "paper_optimizer")
     if not model.trainable_variables:
         raise ValueError(
             f"'{model.name}' has no trainable weights. Set `trainable = True` on what "
@@ -161,10 +156,9 @@ def _check_arguments(model, options, weight_decay, **rates):
 
 def _factors_by_role(model, adapter_multiplier, head_multiplier, layer_decay):
     """Factor on the rate by the id of each weight."""
-    parts = model._parts
     of_layer = {} if layer_decay is None else _stage_decay(model, layer_decay)
-    of_layer.update({id(adapter): adapter_multiplier for adapter in parts.adapters})
-    of_layer[id(parts.head)] = head_multiplier
+    of_layer.update({id(adapter): adapter_multiplier for adapter in model.adapters})
+    of_layer[id(model.head)] = head_multiplier
     return {
         id(v): float(of_layer.get(id(layer), 1.0))
         for layer, v in _trainable_weights(model)

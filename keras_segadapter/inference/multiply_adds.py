@@ -6,35 +6,42 @@ import math
 import keras
 from keras import layers
 
-from keras_segadapter.replay import graph_inside, replay_inside
+from keras_segadapter.graph.replay import graph_inside, record
 
 
 class Tally:
-    """Multiply-adds of the calls that `replay` shows it."""
+    """Multiply-adds of a model's calls.
 
-    def __init__(self):
+    Attributes:
+        counts: Counter of "products" and of "resizes".
+        not_counted: List of the names of layers whose multiply-adds are not known.
+    """
+
+    def __init__(self, model):
         self.counts, self.not_counted = collections.Counter(), []
+        self._add_model(model)
 
-    def visit(self, operation, *args, **kwargs):
+    def _add_model(self, model):
+        for call in record(model).calls:
+            self._add_call(call)
+
+    def _add_call(self, call):
+        operation, (output, *_) = call.operation, call.outputs
         kind = _LAYERS.get(type(operation))
-        free = isinstance(operation, _FREE)
-        if isinstance(operation, keras.Layer) and not kind and not free:
-            return self._look_into(operation, args, kwargs)
-        outputs = operation(*args, **kwargs)
         if kind:
-            self._add(kind, operation, outputs, args[0], operation.kernel)
+            self._add(kind, operation, output, call.args[0], operation.kernel)
+        elif isinstance(operation, _FREE):
+            return
+        elif isinstance(operation, keras.Layer):
+            inside = graph_inside(operation, call.args, call.kwargs)
+            if inside is None:
+                self.not_counted.append(operation.name)
+            else:
+                self._add_model(inside[0])
         else:
-            values = keras.tree.flatten((args, kwargs))
+            values = keras.tree.flatten((call.args, call.kwargs))
             tensors = [value for value in values if hasattr(value, "shape")]
-            self._add(type(operation).__name__, operation, outputs, *tensors)
-        return outputs
-
-    def _look_into(self, layer, args, kwargs):
-        inside = graph_inside(layer, args, kwargs)
-        if inside is None:
-            self.not_counted.append(layer.name)
-            return layer(*args, **kwargs)
-        return replay_inside(inside, self.visit, args, kwargs)
+            self._add(type(operation).__name__, operation, output, *tensors)
 
     def _add(self, kind, operation, output, *tensors):
         if kind not in _FORMULAS:

@@ -3,24 +3,33 @@
 At 150 classes and 512 x 512 pixels the logits of one image take 157 MB, and training
 holds several of that size. Here a tile of the mask is resized at a time, by two small
 matrix products, and what is wanted of it is taken at once. The cross-entropy's gradient
-is made in the same pass: rematerialisation would resize and exponentiate twice, and
+is made in the same pass: rematerialization would resize and exponentiate twice, and
 Keras' `remat` inside its loops does not run on TensorFlow.
 """
 
+import keras
 from keras import ops
 
+from keras_segadapter.layers.native import resize_bilinear
 
-def resized_crossentropy(labels, weights, scores, tile):
-    """Sum of `weights * cross-entropy(labels, resized scores)`.
+TILE = 64  # pixels of the mask a side
+
+
+def resized_crossentropy(labels, weights, scores):
+    """Return the sum of `weights * cross-entropy(labels, resized scores)`.
 
     Args:
         labels: Class ids `(B, H, W)`, all of them classes.
         weights: float32 `(B, H, W)`.
         scores: float32 `(B, h, w, K)`; the only argument with a gradient.
-        tile: Largest side of a tile, in pixels of the mask.
     """
+    if not _to_resize(labels, scores):
+        losses = keras.losses.sparse_categorical_crossentropy(
+            labels, scores, from_logits=True
+        )  # (B, H, W)
+        return ops.sum(losses * weights)
     batch, height, width, classes = ops.shape(scores)
-    pixels, inside, *resize = cut(labels, scores, tile)
+    pixels, inside, *resize = cut(labels, scores)
     truths, weights = at_pixels(labels, pixels), at_pixels(weights, pixels)
     weights = weights * inside[:, None]
     # one_hot's values, which PyTorch makes by way of int64.
@@ -41,7 +50,7 @@ def resized_crossentropy(labels, weights, scores, tile):
             return loss, resize_transposed(change, down, across)  # (B, r*c, K)
 
         losses, changes = ops.map(of_tile, (truths, weights, *resize))
-        # Neighbouring tiles share the cells at their edges.
+        # Neighboring tiles share the cells at their edges.
         images = height * width * ops.arange(batch)
         places = images[:, None] + resize[0][:, None]  # (T, B, r*c)
         gradient = ops.segment_sum(
@@ -59,16 +68,21 @@ def resized_crossentropy(labels, weights, scores, tile):
     return total(scores)
 
 
-def resized_argmax(labels, scores, tile):
-    """Labels and best classes of the resized scores, int32 `(T, B, R*C)` each, tile by
-    tile; the label is -1 where a tile stands out of the image.
+def resized_argmax(labels, scores):
+    """Return labels and the best classes of the resized scores, pixel by pixel.
 
     Args:
         labels: Class ids `(B, H, W)`.
-        scores: float32 `(B, h, w, K)`.
-        tile: Largest side of a tile, in pixels of the mask.
+        scores: `(B, h, w, K)`.
+
+    Returns:
+        Two int32 tensors of one shape: `(B, H, W)` or, tile by tile, `(T, B, R*C)`;
+        there the label is -1 where a tile stands out of the image.
     """
-    pixels, inside, *resize = cut(labels, scores, tile)
+    if not _to_resize(labels, scores):
+        return labels, ops.cast(ops.argmax(scores, axis=-1), "int32")
+    scores = ops.cast(scores, "float32")
+    pixels, inside, *resize = cut(labels, scores)
 
     def of_tile(given):
         best = ops.argmax(resized(scores, *given), axis=-1)  # (B, R*C)
@@ -78,8 +92,22 @@ def resized_argmax(labels, scores, tile):
     return truths, ops.map(of_tile, tuple(resize))
 
 
-def cut(labels, scores, tile):
-    """T tiles of R x C pixels, and the r x c cells of the scores they are made from.
+def resized_whole(scores, labels):
+    """Return scores `(B, H, W, K)` at the size of labels `(B, H, W)`, float32."""
+    if not _to_resize(labels, scores):
+        return ops.cast(scores, "float32")
+    _, height, width = ops.shape(labels)[:3]
+    return resize_bilinear(scores, height, width)
+
+
+def _to_resize(labels, scores):
+    """Return whether the sizes differ, or may differ at run time."""
+    sizes = *labels.shape[1:3], *scores.shape[1:3]
+    return None in sizes or sizes[:2] != sizes[2:]
+
+
+def cut(labels, scores):
+    """Cut T tiles of R x C pixels, and the r x c cells of the scores behind each.
 
     Returns:
         Pixels in the flat image, int32 `(T, R*C)`; 1.0 for those inside it, else 0.0;
@@ -88,10 +116,10 @@ def cut(labels, scores, tile):
     """
     _, height, width = ops.shape(labels)
     _, low_height, low_width, _ = ops.shape(scores)
-    columns = divided(width, tile)
-    tiles = ops.arange(divided(height, tile) * columns)
-    ys, y_inside, y_cells, down = cut_side(tiles // columns, height, low_height, tile)
-    xs, x_inside, x_cells, across = cut_side(tiles % columns, width, low_width, tile)
+    columns = divided(width, TILE)
+    tiles = ops.arange(divided(height, TILE) * columns)
+    ys, y_inside, y_cells, down = cut_side(tiles // columns, height, low_height)
+    xs, x_inside, x_cells, across = cut_side(tiles % columns, width, low_width)
 
     def joined(table):
         count, rows, columns = ops.shape(table)
@@ -103,11 +131,19 @@ def cut(labels, scores, tile):
     return pixels, inside, cells, down, across
 
 
-def cut_side(blocks, length, source, tile):
-    """Blocks, by number, of a side that is resized from `source` cells to `length`
-    pixels, bilinear with half-pixel centres: pixels `(T, P)`, which of them are inside,
-    cells `(T, c)`, and the weights `(T, P, c)`."""
-    size = divided(length, divided(length, tile))  # blocks of even size
+def cut_side(blocks, length, source):
+    """Cut the blocks of a side that is resized from `source` cells to `length` pixels.
+
+    Args:
+        blocks: Numbers of the blocks `(T,)`.
+        length: Pixels of the side.
+        source: Cells of the scores along it.
+
+    Returns:
+        Pixels `(T, P)`; 1.0 for those inside the image, else 0.0; cells `(T, c)`; and
+        bilinear weights `(T, P, c)`, half-pixel centers.
+    """
+    size = divided(length, divided(length, TILE))  # blocks of even size
     pixels = blocks[:, None] * size + ops.arange(size)
     ratio = ops.cast(source, "float32") / ops.cast(length, "float32")
     last = ops.cast(source, "float32") - 1.0
@@ -124,19 +160,19 @@ def cut_side(blocks, length, source, tile):
 
 
 def divided(length, size):
-    """`length / size`, rounded up. TensorFlow may know them at run time alone."""
+    """Return `length / size`, rounded up; TensorFlow may know it at run time only."""
     return -(-length // size)
 
 
 def at_pixels(maps, pixels):
-    """What maps `(B, H, W)` hold at pixels `(T, P)` of the flat image: `(T, B, P)`."""
+    """Return what maps `(B, H, W)` hold at pixels `(T, P)` of the flat image."""
     batch, height, width = ops.shape(maps)
     maps = ops.reshape(maps, (batch, height * width))
-    return ops.transpose(ops.take(maps, pixels, axis=1), (1, 0, 2))
+    return ops.transpose(ops.take(maps, pixels, axis=1), (1, 0, 2))  # (T, B, P)
 
 
 def resized(scores, cells, down, across):
-    """Logits `(B, R*C, K)` of a tile."""
+    """Resize the cells of a tile to its logits `(B, R*C, K)`."""
     batch, height, width, classes = ops.shape(scores)
     (rows, low_rows), (columns, low_columns) = ops.shape(down), ops.shape(across)
     flat = ops.reshape(scores, (batch, height * width, classes))
@@ -149,7 +185,7 @@ def resized(scores, cells, down, across):
 
 
 def resize_transposed(change, down, across):
-    """Gradient `(B, r*c, K)` of a tile's cells from that of its logits."""
+    """Return the gradient `(B, r*c, K)` of a tile's cells from that of its logits."""
     batch, classes = ops.shape(change)[0], change.shape[-1]
     (rows, low_rows), (columns, low_columns) = ops.shape(down), ops.shape(across)
     change = ops.reshape(change, (batch * rows, columns, classes))

@@ -1,24 +1,32 @@
-"""Find where a backbone's stages end, and splice layers in there."""
+"""Find where a backbone's stages end."""
 
 import dataclasses
+import re
 
 import keras
 
-from keras_segadapter.blocks import stage_positions
-from keras_segadapter.graph import Graph
-from keras_segadapter.replay import as_functional, replay
+from keras_segadapter.graph.blocks import stage_positions
+from keras_segadapter.graph.probe import Graph
+from keras_segadapter.graph.replay import as_functional
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """A place in a backbone where a stage ends.
 
+    A model's file keeps its stages. When it is loaded, the place at `position` must
+    have the same name, stride and channels; where it has not, since another version
+    counts positions in another way, the only place that has them is taken, and where
+    there is none or several, loading stops with an error.
+
     Attributes:
-        name: Name of the layer or operation there. Operations (`add_2`) are named anew
-            in each process: `position` is what identifies the place.
+        name: Name of the layer or operation there. Operations without a name of their
+            own (`add_2`) are numbered anew in each process; such a number is not
+            compared.
         stride: Image pixels that a feature pixel (or a token) covers, measured.
         channels: Channels of the features.
-        position: Index of the call in the backbone's graph, in order of execution.
+        position: Index of the call among those of the backbone in order of execution,
+            with nested models and encoder layers expanded into the calls inside them.
 
     Example:
 
@@ -67,11 +75,17 @@ def find_stages(backbone):
         print(stage.name, stage.stride, stage.channels)  # conv2_block3_out 4 256 ...
     ```
     """
-    return _choose_stages(Graph(backbone))
+    backbone = as_functional(backbone)
+    declared = getattr(backbone, "pyramid_outputs", {})  # keras-hub's
+    return _choose_stages(Graph(backbone, [*declared.values()]))
 
 
 def resolve_taps(backbone, taps=None):
-    """Turn `taps` (None, or a list of stages, names or tensors) into sorted stages.
+    """Turn `taps` into stages, shallow to deep.
+
+    Args:
+        backbone: A functional model with one image input.
+        taps: List of stages, names or tensors, or None for `find_stages(backbone)`.
 
     Raises:
         TypeError: If a tap is none of these.
@@ -112,47 +126,17 @@ def resolve_taps(backbone, taps=None):
     return [_stage(graph, position) for position in sorted(positions)]
 
 
-def splice(backbone, inputs, stages, insert):
-    """Run a backbone again on `inputs`, with the features of each stage replaced.
+def stage_keys(stages):
+    """Return a short unique name for each stage, made of its stride.
 
-    Layers are used again, not copied: their weights are the backbone's.
-
-    Args:
-        backbone: The model that `stages` come from.
-        inputs: Symbolic image tensor `(B, H, W, C)`.
-        stages: List of `Stage`.
-        insert: Function `(index, features) -> features`: what the rest of the backbone
-            receives in the place of the features of stage number `index`.
-
-    Raises:
-        ValueError: If the graph at this size is not the one that was probed.
+    Names are s4, s8, s16 and so on; a second stage of stride 16 is s16_2.
     """
-    backbone = as_functional(backbone)
-    index_at = {stage.position: index for index, stage in enumerate(stages)}
-    position = -1
-
-    def visit(operation, *args, **kwargs):
-        nonlocal position
-        position += 1
-        outputs = operation(*args, **kwargs)
-        if position in index_at:
-            index = index_at.pop(position)
-            if getattr(outputs, "shape", (None,))[-1] != stages[index].channels:
-                _refuse_size(backbone)
-            outputs = insert(index, outputs)
-        return outputs
-
-    replay(backbone, inputs, visit)
-    if index_at:
-        _refuse_size(backbone)
-
-
-def _refuse_size(backbone):
-    raise ValueError(
-        f"The backbone '{backbone.name}' runs other layers where its height and width "
-        "are open than at a known size, so its stages can't be found again. Build it "
-        "with a fixed input_shape."
-    )
+    keys, strides = [], []
+    for stage in stages:
+        strides.append(stage.stride)
+        count = strides.count(stage.stride)
+        keys.append(f"s{stage.stride}" + (f"_{count}" if count > 1 else ""))
+    return keys
 
 
 def _stage(graph, position):
@@ -161,15 +145,9 @@ def _stage(graph, position):
 
 
 def _position(graph, tap):
-    """Position of a stage found before, or of a layer by name."""
+    """Return the position of a stage found before, or of a layer by name."""
     if isinstance(tap, Stage):
-        known = tap.position < len(graph.calls)
-        if not known or graph.calls[tap.position].shape[-1:] != (tap.channels,):
-            raise ValueError(
-                f"{tap} is not a stage of the backbone '{graph.name}': it was found in "
-                "another graph. Call find_stages on this backbone."
-            )
-        return tap.position
+        return _position_of_stage(graph, tap)
     if not isinstance(tap, str):
         raise TypeError(
             "`taps` takes stages from find_stages, layer names or tensors of the "
@@ -189,6 +167,29 @@ def _position(graph, tap):
             "tensor."
         )
     return found[0]
+
+
+def _position_of_stage(graph, stage):
+    """Return the position of a stage found before, in this process or another."""
+
+    def facts(place):
+        return re.sub(r"_\d+$", "", place.name), place.stride, place.channels
+
+    places = [_stage(graph, p) for p, grid in enumerate(graph.grids) if grid]
+    found = {p.position for p in places if facts(p) == facts(stage)}
+    exact = {p for p in found if graph.calls[p].operation.name == stage.name}
+    if stage.position in exact:
+        return stage.position
+    # Files keep names, of operations too; other processes keep positions.
+    found = (found & {stage.position}) | (exact if len(exact) == 1 else set())
+    if len(found) != 1:
+        raise ValueError(
+            "The stage was found in another graph than that of the backbone "
+            f"'{graph.name}', where no place, or more than one, fits it. Call "
+            "keras_segadapter.find_stages on this backbone. Received: "
+            f"taps=[..., {stage}, ...]"
+        )
+    return found.pop()
 
 
 def _refuse(graph, tap, position):

@@ -5,14 +5,14 @@ import math
 import keras
 from keras import layers, ops
 
-from keras_segadapter.attention import HighOrderSpatialAttention
-from keras_segadapter.checks import (
+from keras_segadapter.layers.attention import HighOrderSpatialAttention
+from keras_segadapter.validation import (
     check_feature_map,
     check_integer,
     check_num_classes,
 )
-from keras_segadapter.native import Dense
-from keras_segadapter.tokens import is_pair, join_tokens, map_shape, split_tokens
+from keras_segadapter.layers.native import Dense
+from keras_segadapter.layers.tokens import is_pair, join_tokens, map_shape, split_tokens
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")

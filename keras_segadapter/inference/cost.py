@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import keras
 
-from keras_segadapter.checks import check_size
-from keras_segadapter.inference import deepest_stride
-from keras_segadapter.multiply_adds import Tally
-from keras_segadapter.native import ResizeLike
-from keras_segadapter.replay import replay
-from keras_segadapter.segmenter import Segmenter
-from keras_segadapter.stages import splice
-from keras_segadapter.wiring import stage_keys
+from keras_segadapter.validation import check_segmenter, check_size
+from keras_segadapter.inference.predict import deepest_stride
+from keras_segadapter.inference.multiply_adds import Tally
+from keras_segadapter.layers.native import ResizeLike
+from keras_segadapter.graph.replay import as_functional
+from keras_segadapter.graph.splice import splice
+from keras_segadapter.graph.stages import stage_keys
 
 
 class Cost(NamedTuple):
@@ -108,8 +107,7 @@ def cost_report(model, image_size):
     size = _check(model, image_size)
     rows, seen, tallies = [], set(), []
     for part, key, piece in _pieces(model, size):
-        tally = Tally()
-        replay(piece, piece.input, tally.visit)
+        tally = Tally(piece)
         new = {id(w): math.prod(w.shape) for w in piece.weights if id(w) not in seen}
         seen.update(new)
         tallies.append(tally)
@@ -126,11 +124,7 @@ def cost_report(model, image_size):
 
 def _check(model, image_size):
     """Height and width as a pair."""
-    if not isinstance(model, Segmenter):
-        raise TypeError(
-            "cost_report takes a Segmenter, as build_segmenter makes it. Received: "
-            f"{model!r} of type {type(model).__name__}"
-        )
+    check_segmenter(model, "cost_report")
     pair = isinstance(image_size, (tuple, list))
     size = check_size(
         "image_size",
@@ -148,7 +142,6 @@ def _check(model, image_size):
 
 def _pieces(model, size):
     """The model in pieces, each a functional model on one image: (part, key, piece)."""
-    parts = model._parts
     shape, dtype = (1, *size, model.input_shape[-1]), model.inputs[0].dtype
     image = keras.Input(batch_shape=shape, dtype=dtype)
     ends, maps = [], []
@@ -156,21 +149,22 @@ def _pieces(model, size):
     def collect(index, features):
         ends.append(features)  # X: (1, h, w, C), or tokens (1, N, C)
         if len(features.shape) == 3:
-            stride = parts.stages[index].stride
+            stride = model.stages[index].stride
             shape = (1, size[0] // stride, size[1] // stride, features.shape[-1])
             maps.append(keras.Input(batch_shape=shape, dtype=features.dtype))
         else:
             maps.append(features)
         return features
 
-    splice(parts.backbone, parts.preprocessing(image), parts.stages, collect)
-    keys = stage_keys(parts.stages)
+    backbone = as_functional(model.backbone)
+    splice(backbone, model.preprocessing(image), model.stages, collect)
+    keys = stage_keys(model.stages)
     for key, start, end in zip(keys, [image, *ends[:-1]], ends, strict=True):
         yield "backbone", key, keras.Model(start, end)
-    if parts.adapters:
-        for key, adapter, x, grid in zip(keys, parts.adapters, ends, maps, strict=True):
+    if model.adapters:
+        for key, adapter, x, grid in zip(keys, model.adapters, ends, maps, strict=True):
             inputs = x if x is grid else [x, grid]
             yield "adapter", key, keras.Model(inputs, adapter(inputs))
-    scores = parts.head(maps)  # (1, h, w, K)
+    scores = model.head(maps)  # (1, h, w, K)
     logits = ResizeLike(dtype="float32")([scores, image])  # (1, H, W, K)
     yield "head", "", keras.Model([*maps, image], logits)

@@ -1,49 +1,21 @@
 """Read the structure of a backbone's graph: sizes, strides, what passes where."""
 
-import dataclasses
 import math
 
 import keras
 
-from keras_segadapter.replay import as_functional, replay, symbolic_tensors
+from keras_segadapter.graph.replay import record
 
 PROBE_SIZE = 256  # pixels a side at which strides are measured where size is open
 MOST_LEADING_TOKENS = 32  # class and registers
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of a layer or operation: symbolic tensors in and out, and options."""
-
-    operation: object
-    inputs: list
-    outputs: list
-    options: dict
-
-    @property
-    def shape(self):
-        return self.outputs[0].shape if len(self.outputs) == 1 else ()
-
-    @property
-    def is_tokens(self):
-        return len(self.shape) == 3
-
-
-def record(model, inputs, watched=()):
-    """A list of the `Call`s of a functional model, and what `replay` returns."""
-    calls = []
-
-    def visit(operation, *args, **kwargs):
-        outputs = operation(*args, **kwargs)
-        tensors = map(symbolic_tensors, ((args, kwargs), outputs))
-        calls.append(Call(operation, *tensors, kwargs))
-        return outputs
-
-    return calls, *replay(model, inputs, visit, watched)
-
-
 class Graph:
     """A backbone's calls at a probe size, in order of execution.
+
+    Args:
+        backbone: A functional model with one image input.
+        watched: Tensors of its graph.
 
     Attributes:
         name: The backbone's name.
@@ -60,13 +32,13 @@ class Graph:
     """
 
     def __init__(self, backbone, watched=()):
-        model = as_functional(backbone)
-        (image,) = keras.tree.flatten(model.input)
+        (image,) = keras.tree.flatten(backbone.input)
         _, height, width, channels = image.shape
-        self.name = model.name
+        self.name = backbone.name
         self.size = (height or PROBE_SIZE, width or PROBE_SIZE)
         probe = keras.Input((*self.size, channels), dtype=image.dtype)
-        self.calls, outputs, watched = record(model, probe, watched)
+        recording = record(backbone, [probe], watched)
+        self.calls, outputs = recording.calls, recording.outputs
         self.producer = {
             id(tensor): position
             for position, call in enumerate(self.calls)
@@ -75,7 +47,7 @@ class Graph:
         self.grids = [self._grid(call) for call in self.calls]
         self.strides = self._strides(probe)
         self.outputs = [self.producer.get(id(tensor)) for tensor in outputs]
-        self.watched = [self.producer.get(id(tensor)) for tensor in watched]
+        self.watched = [self.producer.get(id(t)) for t in recording.watched]
         self.points = self._articulation_points(probe, outputs)
 
     def _grid(self, call):

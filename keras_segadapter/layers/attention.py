@@ -3,12 +3,12 @@
 import keras
 from keras import layers, ops
 
-from keras_segadapter.checks import (
+from keras_segadapter.validation import (
     check_feature_map,
     check_integer,
     check_num_classes,
 )
-from keras_segadapter.native import Dense, DepthwiseConv2D
+from keras_segadapter.layers.native import Dense, DepthwiseConv2D
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")

@@ -6,8 +6,8 @@ import numbers
 import keras
 import numpy as np
 
-from keras_segadapter.checks import check_images, check_integer
-from keras_segadapter.native import resize_bilinear
+from keras_segadapter.validation import check_images, check_integer, check_segmenter
+from keras_segadapter.layers.native import resize_bilinear
 
 BATCH = 8  # images a step: logits at image size are large
 
@@ -165,16 +165,12 @@ def window_starts(length, crop, stride):
 
 def check_input(model, images):
     """Refuse what is no image or batch of images for a `Segmenter`."""
-    normalises = not isinstance(model._parts.preprocessing, keras.layers.Identity)
+    normalises = not isinstance(model.preprocessing, keras.layers.Identity)
     check_images(images, model.input_shape[-1], normalises)
 
 
 def deepest_stride(model):
-    if not hasattr(model, "stages"):
-        raise TypeError(
-            "`model` must be a Segmenter, as build_segmenter makes it. Received: "
-            f"{model!r} of type {type(model).__name__}"
-        )
+    check_segmenter(model, "This function")
     return max(stage.stride for stage in model.stages)
 
 

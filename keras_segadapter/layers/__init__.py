@@ -1,0 +1,16 @@
+"""Layers of the method: attention, adapter, decode head, tokens and resizing."""
+
+from keras_segadapter.layers.native import ResizeLike
+from keras_segadapter.layers.tokens import TokensToMap
+from keras_segadapter.layers.attention import HighOrderSpatialAttention, SegAttention
+from keras_segadapter.layers.adapter import SegAdapter
+from keras_segadapter.layers.head import MLPHead
+
+__all__ = [
+    "HighOrderSpatialAttention",
+    "MLPHead",
+    "ResizeLike",
+    "SegAdapter",
+    "SegAttention",
+    "TokensToMap",
+]

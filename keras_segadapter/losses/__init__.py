@@ -1,0 +1,6 @@
+"""Losses on integer masks with void pixels."""
+
+from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
+from keras_segadapter.losses.mask_loss import MaskLoss
+
+__all__ = ["MaskLoss", "SegmentationCrossentropy"]

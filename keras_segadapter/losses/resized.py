@@ -1,0 +1,162 @@
+"""Keras' losses and metrics, and the user's own, on scores smaller than the mask."""
+
+import keras
+
+from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
+from keras_segadapter.losses.mask_loss import ONE_HOT, MaskLoss
+from keras_segadapter.losses.tiles import resized_whole
+from keras_segadapter.metrics import MeanIoU
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class ResizedLoss(keras.losses.Loss):
+    """Resize scores to the mask, then hand both to another loss.
+
+    `Segmenter.compile` puts it around losses that are not of this package.
+
+    Args:
+        loss: `keras.losses.Loss`, or a function of `(y_true, y_pred)`, for class ids
+            `(B, H, W)` and logits `(B, H, W, K)`.
+        **kwargs: `name`, `reduction` and `dtype`, as in `keras.losses.Loss`. Default
+            to those of `loss`.
+    """
+
+    def __init__(self, loss, **kwargs):
+        for name in ("name", "reduction"):
+            if hasattr(loss, name):
+                kwargs.setdefault(name, getattr(loss, name))
+        super().__init__(**kwargs)
+        self.loss = loss
+
+    def call(self, y_true, y_pred):
+        compute = getattr(self.loss, "call", self.loss)
+        return compute(y_true, resized_whole(y_pred, y_true))
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(loss=keras.saving.serialize_keras_object(self.loss))
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        loss = keras.saving.deserialize_keras_object(config["loss"])
+        return cls(**{**config, "loss": loss})
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class ResizedMetric(keras.metrics.Metric):
+    """Resize scores to the mask, then hand both to another metric.
+
+    `Segmenter.compile` puts it around metrics that are not of this package.
+
+    Args:
+        metric: `keras.metrics.Metric` for class ids `(B, H, W)` and logits
+            `(B, H, W, K)`.
+        **kwargs: `name` and `dtype`, as in `keras.metrics.Metric`. The name defaults to
+            that of `metric`.
+    """
+
+    def __init__(self, metric, **kwargs):
+        super().__init__(**{"name": metric.name, **kwargs})
+        self.metric = metric
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.metric.update_state(y_true, resized_whole(y_pred, y_true), sample_weight)
+
+    def result(self):
+        return self.metric.result()
+
+    def reset_state(self):
+        self.metric.reset_state()
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(metric=keras.saving.serialize_keras_object(self.metric))
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        metric = keras.saving.deserialize_keras_object(config["metric"])
+        return cls(**{**config, "metric": metric})
+
+
+def fit_loss(loss):
+    """Return a loss that takes a mask of ids and a segmenter's scores.
+
+    Args:
+        loss: A loss as `keras.Model.compile` takes it, or None.
+
+    Raises:
+        ValueError: If it is one of Keras' losses that takes one-hot masks,
+            probabilities or values; the message names the loss to use.
+    """
+    if loss is None or isinstance(
+        loss, (SegmentationCrossentropy, MaskLoss, ResizedLoss)
+    ):
+        return loss
+    named = keras.losses.get(loss)
+    if not _is_of_keras(named) or (
+        isinstance(named, keras.losses.SparseCategoricalCrossentropy)
+        and named.from_logits
+    ):
+        return ResizedLoss(named)
+    if named in ONE_HOT or type(named) in ONE_HOT:
+        raise ValueError(
+            "Masks hold one class id per pixel, but this loss takes one-hot masks. "
+            "Pass it as an instance to keras_segadapter.MaskLoss: "
+            "compile(loss=keras_segadapter.MaskLoss(keras.losses.Dice(axis=(0, 1, 2))))"
+            f". Received: loss={loss!r}"
+        )
+    raise ValueError(
+        "The model gives logits of each class and masks hold class ids, but this loss "
+        "compares probabilities or values. Leave `loss` out, or use "
+        "keras.losses.SparseCategoricalCrossentropy(from_logits=True). Received: "
+        f"loss={loss!r}"
+    )
+
+
+def fit_metric(metric):
+    """Return a metric that takes a mask of ids and a segmenter's scores.
+
+    Args:
+        metric: A metric as `keras.Model.compile` takes it.
+
+    Raises:
+        ValueError: If it is one of Keras' metrics that does not take ids and logits of
+            each class; the message names those that do.
+    """
+    if isinstance(metric, (MeanIoU, ResizedMetric)):
+        return metric
+    if isinstance(metric, str) and metric in ("accuracy", "acc"):
+        metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
+    named = keras.metrics.get(metric)
+    takes_ids = isinstance(named, _OF_IDS) or not _is_of_keras(named)
+    if type(named) is keras.metrics.MeanMetricWrapper:
+        takes_ids = True  # around a function of the user's own
+    if isinstance(named, keras.metrics.IoU):
+        takes_ids = named.sparse_y_true and not named.sparse_y_pred
+    if isinstance(named, keras.metrics.SparseCategoricalCrossentropy):
+        takes_ids = named.from_logits
+    if not takes_ids:
+        raise ValueError(
+            "The model gives logits of each class and masks hold class ids, but this "
+            "metric takes other values. Use keras_segadapter.MeanIoU(num_classes), "
+            '"accuracy", or a metric of your own. Received: '
+            f"metrics=[..., {metric!r}, ...]"
+        )
+    if not isinstance(named, keras.metrics.Metric):
+        named = keras.metrics.MeanMetricWrapper(named, name=named.__name__)
+    return ResizedMetric(named)
+
+
+# What Keras has for ids and scores of each class.
+_OF_IDS = (
+    keras.metrics.SparseCategoricalAccuracy,
+    keras.metrics.SparseTopKCategoricalAccuracy,
+    keras.metrics.SparseCategoricalCrossentropy,
+)
+
+
+def _is_of_keras(thing):
+    kind = thing if hasattr(thing, "__name__") else type(thing)
+    return kind.__module__.partition(".")[0] == "keras"
