@@ -153,8 +153,11 @@ class Segmenter(keras.Model):
         }
         super().__init__(image, outputs, name=name)
         for layer in self.layers:
-            # Keras revives a frozen layer with layers inside it that are not.
-            layer.trainable = layer.trainable
+            if not layer.trainable:
+                # Keras revives a frozen layer with inner layers that are not frozen,
+                # and hands down no more than a change.
+                layer.trainable = True
+                layer.trainable = False
 
         # Config
         if dtype is not None:
