@@ -14,7 +14,7 @@ from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
 from keras_segadapter.inference.predict import check_input, label_images
 from keras_segadapter.layers.adapter import SegAdapter
 from keras_segadapter.layers.head import MLPHead
-from keras_segadapter.layers.native import ResizeLike
+from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.layers.tokens import TokensToMap
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.resized import fit_loss, fit_metric

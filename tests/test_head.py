@@ -86,9 +86,9 @@ def test_wrong_arguments(arguments, words):
 
 
 def test_input_that_is_no_list():
-    words = "MLPHead takes a list of feature maps.* wrap a single one in a list"
+    words = "MLPHead 'one' takes a list of feature maps.* wrap a single one in a list"
     with pytest.raises(ValueError, match=words):
-        ksa.MLPHead(3)(keras.Input((4, 4, 8)))
+        ksa.MLPHead(3, name="one")(keras.Input((4, 4, 8)))
 
 
 @pytest.mark.parametrize("shape", [(8, 4), (8, 8, None)])

@@ -9,7 +9,7 @@ import keras
 from keras_segadapter.validation import check_segmenter, check_size
 from keras_segadapter.inference.predict import deepest_stride
 from keras_segadapter.inference.multiply_adds import Tally
-from keras_segadapter.layers.native import ResizeLike
+from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import splice
 from keras_segadapter.graph.stages import stage_keys

@@ -1,10 +1,10 @@
 """Layers of the method: attention, adapter, decode head, tokens and resizing."""
 
-from keras_segadapter.layers.native import ResizeLike
-from keras_segadapter.layers.tokens import TokensToMap
-from keras_segadapter.layers.attention import HighOrderSpatialAttention, SegAttention
 from keras_segadapter.layers.adapter import SegAdapter
+from keras_segadapter.layers.attention import HighOrderSpatialAttention, SegAttention
 from keras_segadapter.layers.head import MLPHead
+from keras_segadapter.layers.resize import ResizeLike
+from keras_segadapter.layers.tokens import TokensToMap
 
 __all__ = [
     "HighOrderSpatialAttention",

@@ -1,4 +1,4 @@
-"""SegAdapter: HSA and a feed-forward network beside the path (equation 6)."""
+"""SegAdapter: attention and a feed-forward network beside the path (equation 6)."""
 
 import math
 
@@ -6,47 +6,54 @@ import keras
 from keras import layers, ops
 
 from keras_segadapter.layers.attention import HighOrderSpatialAttention
+from keras_segadapter.layers.native import Dense
+from keras_segadapter.layers.tokens import is_pair, join_tokens, map_shape, split_tokens
 from keras_segadapter.validation import (
     check_feature_map,
     check_integer,
     check_num_classes,
+    check_positive,
 )
-from keras_segadapter.layers.native import Dense
-from keras_segadapter.layers.tokens import is_pair, join_tokens, map_shape, split_tokens
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class SegAdapter(layers.Layer):
     """Add semantic context to a stage's features: `Y = X + mu * FFN(HSA(X))`.
 
-    `FFN` is Linear, GELU, Linear, and `mu` one learnable scale a channel (paper,
-    equation 6). With `mu` = 0 the features pass unchanged. Hand Y on to the next stage
-    of the backbone as well as to the decode head; supervise the scores.
+    `HSA` is `HighOrderSpatialAttention`, `FFN` is Linear, GELU, Linear, and `mu` holds
+    one learnable scale per channel (paper, equation 6). With `mu` = 0 the features pass
+    unchanged. Pass Y to the next stage of the backbone as well as to the decode head,
+    and supervise the scores.
 
     Args:
-        num_classes: Number of classes K, at least 2 (two classes are binary).
-        kernel_size: Side of the depthwise kernels in HSA, in feature pixels.
-        ffn_ratio: Width of the FFN's hidden layer over the number of channels.
-        scale_init: Value of `mu` at the start. The paper's four stages, shallow to
-            deep: 1e-5, 1e-4, 1e-3, 1e-2.
-        num_blocks: Blocks of equations 3 to 6 in sequence.
-        return_scores: Whether to return the scores too. False makes the layer fit a
-            `keras.Sequential`.
-        normalize: Whether HSA sees `LayerNorm(X)`. The paper's backbones end their
-            stages in a norm and have no need of it. Elsewhere X can be large, HSA grows
-            with its square and the scores with X, and the adapters learn badly.
-        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+        num_classes: Integer of at least 2 (two classes are binary). Number of classes
+            K.
+        kernel_size: Integer of at least 1. Side of the depthwise kernels in HSA, in
+            pixels of the feature map. Defaults to `5`.
+        ffn_ratio: Number above 0. Width of the FFN's hidden layer divided by the number
+            of channels. Defaults to `3.0`.
+        scale_init: Number. Initial value of `mu`. The paper's four stages, shallow to
+            deep, start at 1e-5, 1e-4, 1e-3 and 1e-2. Defaults to `1e-2`.
+        num_blocks: Integer of at least 1. Number of blocks of equations 3 to 6 in
+            sequence. Defaults to `1`.
+        return_scores: Boolean. Whether to return the scores too. Without them the layer
+            fits a `keras.Sequential`. Defaults to `True`.
+        normalize: Boolean. Whether HSA sees `LayerNorm(X)` instead of X. The paper's
+            backbones end their stages in a norm and do not need it. In others X can be
+            large, and since HSA grows with its square, the adapters then learn badly.
+            Defaults to `False`.
+        **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Features X `(B, H, W, C)`, channels last, any height and width. In a
-            vision transformer a pair: tokens X `(B, N, C)`, and any map `(B, H, W,
-            any)` with a pixel for each patch, such as the patch convolution's output.
-            The last H * W tokens are adapted; class and register tokens, which come
-            before them, pass through untouched.
+        inputs: Features X `(B, H, W, C)`, channels last, of any height and width. In a
+            vision transformer a pair: tokens X `(B, N, C)` and any map `(B, H, W, any)`
+            with one pixel per patch, such as the patch convolution's output. The last
+            H * W tokens are adapted; class and register tokens, which come before them,
+            pass unchanged.
 
     Returns:
-        A pair: adapted features Y in the shape of X and the last block's class scores S
-        `(B, H, W, K)`, before softmax; or Y alone where `return_scores` is False.
+        Pair of adapted features Y in the shape of X and the last block's class scores S
+        `(B, H, W, K)`, before softmax; or Y alone if `return_scores` is False.
 
     Raises:
         ValueError: If an argument is out of range, if the input is neither `(B, H, W,
@@ -84,16 +91,11 @@ class SegAdapter(layers.Layer):
         super().__init__(**kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.kernel_size = check_integer("kernel_size", kernel_size)
-        if not 0 < ffn_ratio < math.inf:
-            raise ValueError(
-                "`ffn_ratio` must be above 0 and finite. Received: "
-                f"ffn_ratio={ffn_ratio}"
-            )
+        self.ffn_ratio = check_positive("ffn_ratio", ffn_ratio)
         if not math.isfinite(scale_init):
             raise ValueError(
                 f"`scale_init` must be finite. Received: scale_init={scale_init}"
             )
-        self.ffn_ratio = float(ffn_ratio)
         self.scale_init = float(scale_init)
         self.num_blocks = check_integer("num_blocks", num_blocks)
         self.return_scores = return_scores
@@ -105,7 +107,7 @@ class SegAdapter(layers.Layer):
         check_feature_map(self, input_shape)
         channels = input_shape[-1]
         hidden = max(1, round(self.ffn_ratio * channels))
-        # HSA's product leaves float16's range, so what reads it must be wider.
+        # HSA's product leaves float16's range, so the FFN that reads it is in float32.
         policy = "float32" if self.compute_dtype == "float16" else self.dtype_policy
         self.norms, self.attentions = [], []
         self.expansions, self.contractions, self.scales = [], [], []
@@ -135,8 +137,8 @@ class SegAdapter(layers.Layer):
             self.scales.append(scale)
 
     def call(self, inputs):
-        tokens = isinstance(inputs, (list, tuple))
-        if tokens:
+        is_tokens = isinstance(inputs, (list, tuple))
+        if is_tokens:
             leading, features = split_tokens(*inputs)  # (B, N - H*W, C), (B, H, W, C)
         else:
             features = inputs
@@ -153,18 +155,17 @@ class SegAdapter(layers.Layer):
             update = contraction(hidden)  # (B, H, W, C)
             update = update * ops.cast(scale, update.dtype)
             features = features + ops.cast(update, features.dtype)
-        if tokens:
+        if is_tokens:
             features = join_tokens(leading, features)  # (B, N, C)
         return (features, scores) if self.return_scores else features
 
     def compute_output_shape(self, input_shape):
-        if is_pair(input_shape):
-            features_shape = tuple(input_shape[0])
-            scores_shape = (*map_shape(self, input_shape)[:-1], self.num_classes)
-        else:
-            features_shape = tuple(input_shape)
-            scores_shape = (*input_shape[:-1], self.num_classes)
-        return (features_shape, scores_shape) if self.return_scores else features_shape
+        pair = is_pair(input_shape)
+        features_shape = tuple(input_shape[0] if pair else input_shape)
+        if not self.return_scores:
+            return features_shape
+        grid_shape = map_shape(self, input_shape) if pair else input_shape
+        return features_shape, (*grid_shape[:-1], self.num_classes)
 
     def get_config(self):
         config = super().get_config()

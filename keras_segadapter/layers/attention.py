@@ -1,14 +1,14 @@
-"""High-order Spatial Attention (paper, equations 3 to 5)."""
+"""Spatial attention, alone and of high order (paper, equations 3 to 5)."""
 
 import keras
 from keras import layers, ops
 
+from keras_segadapter.layers.native import Dense, DepthwiseConv2D
 from keras_segadapter.validation import (
     check_feature_map,
     check_integer,
     check_num_classes,
 )
-from keras_segadapter.layers.native import Dense, DepthwiseConv2D
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -20,12 +20,13 @@ class SegAttention(layers.Layer):
     equation 3).
 
     Args:
-        filters: Channels of the output.
-        kernel_size: Side of the depthwise kernel, in feature pixels.
-        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+        filters: Integer of at least 1. Number of channels of the output.
+        kernel_size: Integer of at least 1. Side of the depthwise kernel, in pixels of
+            the feature map. Defaults to `5`.
+        **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Features `(B, H, W, C)`, channels last, any height and width.
+        inputs: Features `(B, H, W, C)`, channels last, of any height and width.
 
     Returns:
         Attended features `(B, H, W, filters)`.
@@ -84,25 +85,27 @@ class SegAttention(layers.Layer):
 class HighOrderSpatialAttention(layers.Layer):
     """High-order Spatial Attention: visual attention times semantic attention.
 
-    The features score the classes, `S = Cls(X)`; one `SegAttention` looks at the
-    features, another at the scores, and their product `Z = F1 * F2` is a fourth-order
+    A classifier scores the features, `S = Cls(X)`. One `SegAttention` attends to the
+    features, another to the scores, and their product `Z = F1 * F2` is a fourth-order
     interaction of the two (paper, equations 4 and 5).
 
     Args:
-        num_classes: Number of classes K, at least 2 (two classes are binary).
-        kernel_size: Side of the depthwise kernels, in feature pixels.
-        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+        num_classes: Integer of at least 2 (two classes are binary). Number of classes
+            K.
+        kernel_size: Integer of at least 1. Side of the depthwise kernels, in pixels of
+            the feature map. Defaults to `5`.
+        **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Features X `(B, H, W, C)`, channels last, any height and width.
+        inputs: Features X `(B, H, W, C)`, channels last, of any height and width.
 
     Returns:
-        A pair: attended features Z `(B, H, W, C)` and class scores S `(B, H, W, K)`,
-        before softmax. With float16 computation Z is float32: the product of four
-        factors leaves float16's range (65504).
+        Pair of attended features Z `(B, H, W, C)` and class scores S `(B, H, W, K)`,
+        before softmax. Where the layer computes in float16, Z is float32: the product
+        of four factors leaves float16's range (65504).
 
     Raises:
-        ValueError: If `num_classes` is below 2, and as `SegAttention` does.
+        ValueError: If `num_classes` is less than 2, and as in `SegAttention`.
 
     Example:
 
@@ -125,7 +128,7 @@ class HighOrderSpatialAttention(layers.Layer):
     def build(self, input_shape):
         check_feature_map(self, input_shape)
         scores_shape = (*input_shape[:-1], self.num_classes)
-        # Both attentions give as many channels as the features have: known only here.
+        # Both attentions give as many channels as the features have, known only here.
         self.visual, self.semantic = (
             SegAttention(input_shape[-1], self.kernel_size, dtype=self.dtype_policy)
             for _ in range(2)
@@ -138,17 +141,21 @@ class HighOrderSpatialAttention(layers.Layer):
         scores = self.classifier(inputs)  # (B, H, W, K)
         visual = self.visual(inputs)  # (B, H, W, C)
         semantic = self.semantic(scores)  # (B, H, W, C)
-        if self.compute_dtype == "float16":
-            visual, semantic = (
-                ops.cast(visual, "float32"),
-                ops.cast(semantic, "float32"),
-            )
-        return visual * semantic, scores
+        dtype = self._product_dtype
+        return ops.cast(visual, dtype) * ops.cast(semantic, dtype), scores
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape), (*input_shape[:-1], self.num_classes)
+
+    def compute_output_spec(self, inputs):
+        attended, scores = super().compute_output_spec(inputs)
+        return keras.KerasTensor(attended.shape, self._product_dtype), scores
 
     def get_config(self):
         config = super().get_config()
         config.update(num_classes=self.num_classes, kernel_size=self.kernel_size)
         return config
+
+    @property
+    def _product_dtype(self):
+        return "float32" if self.compute_dtype == "float16" else self.compute_dtype

@@ -3,13 +3,13 @@
 import keras
 from keras import layers, ops
 
+from keras_segadapter.layers.native import Dense, resize_bilinear
 from keras_segadapter.validation import (
     check_feature_map,
     check_integer,
     check_num_classes,
     check_rate,
 )
-from keras_segadapter.layers.native import Dense, resize_bilinear
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -17,28 +17,31 @@ class MLPHead(layers.Layer):
     """Fuse the features of all stages into class scores at the finest stride.
 
     Each stage goes through a linear layer, batch norm and GELU; all are resized to the
-    finest one, concatenated, projected (linear, batch norm, GELU), dropped out and
-    classified (paper, section 2). Resizing and linear layers commute, so the projection
-    runs on every stage at its own size and the results are added: the same numbers
-    without the wide concatenated tensor. `projection` holds the weights of the linear
-    layer over the concatenation, stages in the order of the inputs.
+    finest one, concatenated, projected (linear, batch norm, GELU), and after dropout
+    classified (paper, section 2). Since resizing and linear layers commute, the
+    projection runs on every stage at its own size and the results are added: the same
+    numbers without the wide concatenated tensor. `projection` holds the weights of the
+    linear layer over the concatenation, with the stages in the order of the inputs.
 
     Args:
-        num_classes: Number of classes K, at least 2 (two classes are binary).
-        channels: Width C_d of the head.
-        dropout: Rate at which whole channels are dropped before the classifier.
-        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+        num_classes: Integer of at least 2 (two classes are binary). Number of classes
+            K.
+        channels: Integer of at least 1. Width C_d of the head. Defaults to `256`.
+        dropout: Number in [0, 1). Rate at which whole channels are dropped before the
+            classifier in training. Defaults to `0.1`.
+        **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
         inputs: List of stage features `(B, H_i, W_i, C_i)`, shallow (largest) to deep.
-        training: Whether batch norm and dropout are in training mode.
+        training: Boolean. Whether batch norm and dropout are in training mode.
 
     Returns:
         Class scores `(B, H_1, W_1, K)` at the size of the first input, before softmax.
 
     Raises:
-        ValueError: If an argument is out of range, or the input is not a list of
-            feature maps `(B, H, W, C)` with known C.
+        ValueError: If an argument is out of range, if the input is not a list of
+            feature maps `(B, H, W, C)` with a known C, or if Keras is set to
+            channels_first.
 
     Example:
 
@@ -65,9 +68,9 @@ class MLPHead(layers.Layer):
     def build(self, input_shape):
         if not input_shape or not isinstance(input_shape[0], (list, tuple)):
             raise ValueError(
-                f"{type(self).__name__} takes a list of feature maps, shallow to deep; "
-                "wrap a single one in a list. "
-                f"Received: input_shape={input_shape}"
+                f"{type(self).__name__} '{self.name}' takes a list of feature maps, "
+                "shallow to deep; wrap a single one in a list. Received: "
+                f"input_shape={input_shape}"
             )
         self.linears, self.norms = [], []
         for shape in input_shape:
@@ -98,9 +101,8 @@ class MLPHead(layers.Layer):
             hidden = keras.activations.gelu(hidden, approximate=False)
             projected = ops.matmul(hidden, ops.cast(weight, hidden.dtype))
             if i > 0:
-                projected = ops.cast(
-                    resize_bilinear(projected, height, width), projected.dtype
-                )
+                resized = resize_bilinear(projected, height, width)
+                projected = ops.cast(resized, projected.dtype)
             fused = fused + projected  # (B, H_1, W_1, C_d)
         fused = self.projection_norm(fused, training=training)
         fused = keras.activations.gelu(fused, approximate=False)
@@ -119,7 +121,11 @@ class MLPHead(layers.Layer):
         return config
 
     def _norm(self):
-        # Momentum 0.9 is PyTorch's 0.1, with which the paper's settings were trained.
+        # Momentum 0.9 is PyTorch's 0.1, with which the paper's models were trained. A
+        # frozen head's norms must be frozen too, or they would learn statistics.
         return layers.BatchNormalization(
-            epsilon=1e-6, momentum=0.9, dtype=self.dtype_policy
+            epsilon=1e-6,
+            momentum=0.9,
+            trainable=self.trainable,
+            dtype=self.dtype_policy,
         )

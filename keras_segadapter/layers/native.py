@@ -1,6 +1,6 @@
-"""Layers that run by the backend's own means, where Keras' fall short.
+"""Backend-specific code, for what Keras' own layers lack or do slowly.
 
-The one file of the package that knows which backend runs.
+This is the only module that asks which backend runs.
 """
 
 import keras
@@ -8,16 +8,18 @@ from keras import layers, ops
 
 
 def resize_bilinear(features, height, width):
-    """Resize `(B, h, w, C)` to `(B, height, width, C)`, half-pixel centres, float32.
+    """Resize `(B, h, w, C)` to float32 `(B, height, width, C)`, half-pixel centers.
 
-    `height` and `width` may be integers or, inside a TensorFlow graph whose image
-    size is only known at run time, scalar tensors.
+    `height` and `width` are integers or, in a TensorFlow graph whose image size is
+    known at run time only, scalar tensors.
     """
     features = ops.cast(features, "float32")
-    symbolic = isinstance(features, keras.KerasTensor)  # TensorFlow's takes none
+    symbolic = isinstance(
+        features, keras.KerasTensor
+    )  # no input of TensorFlow's resize
     if keras.backend.backend() == "tensorflow" and not symbolic:
         # keras.ops.image.resize compares the sizes as Python numbers (up to Keras
-        # 3.15.1), which a size that is a tensor refuses. TensorFlow's own does not.
+        # 3.15.1), which fails for scalar tensors. TensorFlow's own function takes them.
         import tensorflow as tf
 
         return tf.image.resize(features, (height, width))
@@ -25,46 +27,11 @@ def resize_bilinear(features, height, width):
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
-class ResizeLike(keras.layers.Layer):
-    """Resize the first of two tensors to the height and width of the second.
-
-    Args:
-        **kwargs: Keras' layer arguments (`name`, `dtype`).
-
-    Call arguments:
-        inputs: A pair: features `(B, h, w, C)` and a reference `(B, H, W, any)`.
-
-    Returns:
-        `(B, H, W, C)`, bilinear with half-pixel centres.
-
-    Example:
-
-    ```python
-    import numpy as np
-    import keras_segadapter as ksa
-
-    scores, image = np.ones((1, 8, 8, 5)), np.ones((1, 32, 30, 3))
-    print(ksa.ResizeLike()([scores, image]).shape)  # (1, 32, 30, 5)
-    ```
-    """
-
-    def call(self, inputs):
-        features, reference = inputs
-        _, height, width, _ = ops.shape(reference)
-        resized = resize_bilinear(features, height, width)  # (B, H, W, C)
-        return ops.cast(resized, self.compute_dtype)
-
-    def compute_output_shape(self, input_shape):
-        features, reference = input_shape
-        return (features[0], reference[1], reference[2], features[3])
-
-
-@keras.saving.register_keras_serializable("keras_segadapter")
 class DepthwiseConv2D(layers.DepthwiseConv2D):
-    """Keras' layer, channels last; on PyTorch without its copies.
+    """Keras' DepthwiseConv2D, channels last; on PyTorch without copies of the features.
 
-    There Keras (up to 3.15.1) copies the features to channels first, and back to
-    channels last in memory, which takes longer than the convolution. A view does.
+    On PyTorch, Keras (up to 3.15.1) copies the features to channels first and back,
+    which takes longer than the convolution. Here a view takes the place of the copies.
     """
 
     def call(self, inputs):
@@ -80,7 +47,7 @@ class DepthwiseConv2D(layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class PatchConv2D(layers.Conv2D):
-    """Keras' Conv2D without padding, channels last; on PyTorch without its copies."""
+    """Keras' Conv2D, channels last; on PyTorch without copies where it does not pad."""
 
     def call(self, inputs):
         if not _on_torch(inputs) or self.padding != "valid" or self.groups > 1:
@@ -91,7 +58,7 @@ class PatchConv2D(layers.Conv2D):
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class Dense(layers.Dense):
-    """Keras' layer; on PyTorch the product adds the bias, not a pass after it."""
+    """Keras' Dense; on PyTorch the product adds the bias, not a second pass."""
 
     def call(self, inputs, training=None):
         if not _on_torch(inputs) or self.quantization_mode is not None:
@@ -104,11 +71,13 @@ class Dense(layers.Dense):
 
 
 def _on_torch(inputs):
+    """Return whether the inputs are PyTorch's own tensors, not symbolic ones."""
     symbolic = isinstance(inputs, keras.KerasTensor)
     return keras.backend.backend() == "torch" and not symbolic
 
 
 def _convolve(layer, inputs, weight, padding, groups):
+    """Apply a layer's convolution to a channels-first view of its PyTorch inputs."""
     import torch
 
     outputs = torch.nn.functional.conv2d(

@@ -1,16 +1,23 @@
-"""Tokens of a vision transformer and the feature map that they make.
+"""TokensToMap, and the two layouts of a vision transformer's features.
 
-A transformer's features are `(B, N, C)`: N tokens, of which the last h * w are the
-patches of the image, row by row. Class and register tokens, if any, come before them.
+They are tokens `(B, N, C)`, of which the last h * w are the patches of the image, row
+by row. Class and register tokens, if any, come before the patches.
 """
 
 import keras
-from keras import ops
+from keras import layers, ops
 
 
 def split_tokens(tokens, grid):
-    """Part tokens `(B, N, C)` into leading ones `(B, N - h*w, C)` and a map
-    `(B, h, w, C)` of the height and width of `grid`, `(B, h, w, any)`."""
+    """Split tokens `(B, N, C)` into leading tokens and the feature map of the patches.
+
+    Args:
+        tokens: Tokens `(B, N, C)`.
+        grid: Feature map `(B, h, w, any)` of as many pixels as there are patches.
+
+    Returns:
+        Leading tokens `(B, N - h*w, C)` and the feature map `(B, h, w, C)`.
+    """
     batch, count, channels = ops.shape(tokens)
     _, height, width, _ = ops.shape(grid)
     leading = count - height * width
@@ -27,18 +34,18 @@ def join_tokens(leading, features):
 
 
 def is_pair(input_shape):
-    """Whether a layer's input is a list or tuple of tensors, not one tensor."""
+    """Return whether a layer's input is a list or tuple of tensors, not one tensor."""
     return isinstance(input_shape, (list, tuple)) and isinstance(
         input_shape[0], (list, tuple)
     )
 
 
 def map_shape(layer, input_shape):
-    """Shape `(B, h, w, C)` of the map that a pair (tokens, grid) makes, checked.
+    """Return the shape `(B, h, w, C)` of the map that a pair of tokens and grid makes.
 
     Raises:
-        ValueError: If the pair is not tokens `(B, N, C)` and a map `(B, h, w, any)`
-            with h * w of at most N.
+        ValueError: If the pair is not tokens `(B, N, C)` with a known C and a map
+            `(B, h, w, any)` of at most N pixels.
     """
     if [len(shape) for shape in input_shape] == [3, 4]:
         (batch, count, channels), (_, height, width, _) = input_shape
@@ -47,24 +54,24 @@ def map_shape(layer, input_shape):
             return (batch, height, width, channels)
     raise ValueError(
         f"{type(layer).__name__} '{layer.name}' takes a pair [tokens (batch, N, "
-        "channels), grid (batch, height, width, any)], with known channels and at most "
-        "N pixels in the grid: the patches are the last height * width tokens. "
-        f"Received: input_shape={input_shape}"
+        "channels), grid (batch, height, width, any)] with a known number of channels. "
+        "The patches are the last height * width tokens, so the grid must have at most "
+        f"N pixels. Received: input_shape={input_shape}"
     )
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
-class TokensToMap(keras.layers.Layer):
-    """Lay the patch tokens of a vision transformer out as a feature map.
+class TokensToMap(layers.Layer):
+    """Lay out the patch tokens of a vision transformer as a feature map.
 
     Class and register tokens, which come before the patches, are left out. Decode heads
     such as `MLPHead` take the maps.
 
     Args:
-        **kwargs: Keras' layer arguments (`name`, `dtype`).
+        **kwargs: `name` and `dtype`, as in `keras.layers.Layer`.
 
     Call arguments:
-        inputs: A pair: tokens `(B, N, C)`, and any map `(B, h, w, any)` with as many
+        inputs: Pair of tokens `(B, N, C)` and any map `(B, h, w, any)` with as many
             pixels as the image has patches, such as the patch convolution's output.
 
     Returns:
@@ -79,7 +86,7 @@ class TokensToMap(keras.layers.Layer):
     import numpy as np
     import keras_segadapter as ksa
 
-    tokens = np.ones((2, 1 + 14 * 14, 64), "float32")  # a class token and patches
+    tokens = np.ones((2, 1 + 14 * 14, 64), "float32")  # a class token and the patches
     patches = np.ones((2, 14, 14, 64), "float32")
     print(ksa.TokensToMap()([tokens, patches]).shape)  # (2, 14, 14, 64)
     ```

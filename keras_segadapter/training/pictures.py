@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 from PIL import Image, ImageOps
 
-from keras_segadapter.layers.native import ResizeLike
+from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.validation import check_integer
 from keras_segadapter.graph.stages import stage_keys
 from keras_segadapter.inference.predict import check_input, deepest_stride, fitted
