@@ -4,25 +4,21 @@ import colorsys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from keras_segadapter.validation import check_integer
-
-GAP = 6
-PANEL_WIDTH = 240
 
 
 def palette(num_classes):
     """Return well-separated colors for class ids.
 
-    The colors of fewer classes are the first colors of more classes, so a class
-    keeps its color. Black is left for void pixels.
+    A class has the same color however many classes there are. Black is left for void
+    pixels.
 
     Args:
-        num_classes: Number of colors, from 1 to 256.
+        num_classes: Integer from 1 to 256. Number of colors.
 
     Returns:
-        RGB colors, uint8 of shape `(num_classes, 3)`.
+        RGB colors, uint8 `(num_classes, 3)`.
 
     Raises:
         ValueError: If `num_classes` is not an integer from 1 to 256.
@@ -37,12 +33,12 @@ def palette(num_classes):
     """
     if check_integer("num_classes", num_classes) > 256:
         raise ValueError(
-            "`num_classes` must be at most 256: there are no more colors. Received: "
+            "`num_classes` must be at most 256, the number of colors. Received: "
             f"num_classes={num_classes}"
         )
     colors = [
-        # Steps of the golden ratio never come back to a hue; brightness and
-        # saturation part the hues that come close.
+        # Steps of the golden ratio never come back to a hue. Saturation and brightness
+        # separate the hues that come close.
         colorsys.hsv_to_rgb(
             (0.58 + i * 0.618034) % 1,
             (0.7, 0.9, 0.5)[i % 3],
@@ -54,17 +50,18 @@ def palette(num_classes):
 
 
 def colorize(labels, num_classes=None, colors=None):
-    """Paint class ids in the colors of `palette`, or of a dataset.
+    """Paint class ids in the colors of `palette` or of a dataset.
 
     Args:
-        labels: Integer class ids of shape `(height, width)`.
-        num_classes: Number of classes with a color; all other ids are black.
-            By default every id but 255, the usual id of void pixels, has one.
-        colors: RGB colors, uint8 of shape `(num_classes, 3)`, in place of those of
-            `palette`: a dataset's `.colors`.
+        labels: Integer class ids `(H, W)`.
+        num_classes: Integer from 1 to 256, or None. Number of classes with a color; all
+            other ids are black. Defaults to `None`: every id but 255, the usual id of
+            void pixels, has a color.
+        colors: RGB colors, uint8 `(num_classes, 3)`, such as a dataset's `.colors`, or
+            None for those of `palette`. Defaults to `None`.
 
     Returns:
-        An RGB image, uint8 of shape `(height, width, 3)`.
+        An RGB image, uint8 `(H, W, 3)`.
 
     Raises:
         ValueError: If `labels` is not a 2D array of integers, `num_classes` is not
@@ -80,27 +77,23 @@ def colorize(labels, num_classes=None, colors=None):
     print(image[1, 1])  # [0 0 0]
     ```
     """
-    labels = _labels(labels)
-    if colors is None:
-        colors = palette(255 if num_classes is None else num_classes)
-    colors = _checked_colors(colors)
-    known = (labels >= 0) & (labels < len(colors))
-    return np.where(known[..., None], colors[np.where(known, labels, 0)], np.uint8(0))
+    return _paint(labels, num_classes, colors)[0]
 
 
 def overlay(image, labels, alpha=0.5, colors=None):
-    """Lay the colors of class ids over an image.
+    """Blend an image with the colors of its class ids.
 
-    Pixels with the id 255, the usual id of void pixels, show the image itself.
+    Pixels with an id that has no color, such as 255, show the image itself.
 
     Args:
-        image: RGB image, uint8 of shape `(height, width, 3)`.
-        labels: Integer class ids of shape `(height, width)`.
-        alpha: Weight of the colors, from 0 (only the image) to 1 (only colors).
-        colors: As for `colorize`.
+        image: RGB image, uint8 `(H, W, 3)`.
+        labels: Integer class ids `(H, W)`.
+        alpha: Number from 0 (only the image) to 1 (only the colors). Weight of the
+            colors. Defaults to `0.5`.
+        colors: As in `colorize`. Defaults to `None`.
 
     Returns:
-        An RGB image, uint8 of shape `(height, width, 3)`.
+        An RGB image, uint8 `(H, W, 3)`.
 
     Raises:
         ValueError: If the image is not uint8 RGB, the sizes differ, `alpha` is
@@ -116,40 +109,39 @@ def overlay(image, labels, alpha=0.5, colors=None):
     print(overlay(images[0], masks[0]).shape)  # (96, 96, 3)
     ```
     """
-    image, labels = _rgb(image), _labels(labels)
-    if image.shape[:2] != labels.shape:
+    image = _rgb(image)
+    painted, known = _paint(labels, None, colors)
+    if image.shape != painted.shape:
         raise ValueError(
-            f"The image has the size {image.shape[:2]} and the labels have "
-            f"{labels.shape}, but they must be equal. Resize one of them first."
+            "`image` and `labels` must have one height and width. Resize one of them. "
+            f"Received: image of shape {image.shape}, labels of shape {known.shape}"
         )
     if not 0 <= alpha <= 1:
         raise ValueError(
-            f"`alpha` must be a number from 0 to 1, but {alpha!r} was received. "
-            "Pass a weight such as 0.5."
+            f"`alpha` must be a number from 0 to 1. Received: alpha={alpha!r}"
         )
-    mixed = (1 - alpha) * image + alpha * colorize(labels, colors=colors)
-    known = (labels >= 0) & (labels < (255 if colors is None else len(colors)))
-    return np.where(known[..., None], np.round(mixed).astype("uint8"), image)
+    mixed = np.round((1 - alpha) * image + alpha * painted).astype("uint8")
+    return np.where(known[..., None], mixed, image)
 
 
 def panels(rows, titles, path):
     """Write rows of pictures with column titles to one PNG file.
 
-    Small pictures are enlarged by a whole factor, pixels kept sharp, so that each
-    is at least 240 pixels wide.
+    Each column is at least 240 pixels wide. Small pictures are enlarged with their
+    pixels kept sharp, and none loses pixels.
 
     Args:
-        rows: List of rows; a row is a list of RGB images, uint8 of shape
-            `(height, width, 3)`, of one size.
-        titles: One title for each column.
-        path: Where to write the PNG file.
+        rows: List of rows. A row is a list of RGB images, uint8 `(H, W, 3)`, of one
+            size.
+        titles: List of strings. One title per column.
+        path: Path of the PNG file.
 
     Returns:
         The `pathlib.Path` of the file.
 
     Raises:
-        ValueError: If there are no rows, a row does not have one picture for each
-            title, or the pictures of a row are not uint8 RGB of one size.
+        ValueError: If there are no rows or titles, a row does not have one picture
+            per title, or the pictures of a row are not uint8 RGB of one size.
 
     Example:
 
@@ -162,86 +154,89 @@ def panels(rows, titles, path):
     panels(rows, ["image", "mask", "both"], "scenes.png")
     ```
     """
-    rows = [[_enlarged(image) for image in row] for row in rows]
+    # The import takes half a second, which only those who draw should wait for. Without
+    # pyplot, no backend is chosen and no figure is kept.
+    from matplotlib.figure import Figure
+
+    rows = [[_rgb(image) for image in row] for row in rows]
     titles = [str(title) for title in titles]
     if not rows or not titles:
         raise ValueError(
-            f"`rows` has {len(rows)} rows and `titles` {len(titles)} titles, but "
-            "there must be at least one of each. Pass some pictures."
+            "There must be at least one row of pictures and one title. Received: "
+            f"{len(rows)} rows and {len(titles)} titles"
         )
-    for i, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if len(row) != len(titles):
             raise ValueError(
-                f"Row {i} has {len(row)} pictures for {len(titles)} titles. Pass "
-                "one picture for each title."
+                "Each row must have one picture per title. Received: "
+                f"{len(row)} pictures in row {index} for {len(titles)} titles"
             )
-        if len({image.size for image in row}) > 1:
+        if len({image.shape for image in row}) > 1:
             raise ValueError(
-                f"The pictures of row {i} differ in size. Resize them to one size."
+                "The pictures of a row must have one size. Resize them first. "
+                f"Received: shapes {[image.shape for image in row]} in row {index}"
             )
-    column = max(row[0].width for row in rows)
-    font = _font(titles, column)
-    head = round(1.6 * font.size)
-    width = GAP + len(titles) * (column + GAP)
-    height = head + sum(row[0].height + GAP for row in rows)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    lefts = [GAP + i * (column + GAP) for i in range(len(titles))]
-    for left, title in zip(lefts, titles, strict=True):
-        draw.text((left + column / 2, head / 2), title, "black", font, anchor="mm")
-    top = head
-    for row in rows:
-        for left, image in zip(lefts, row, strict=True):
-            sheet.paste(image, (left, top))
-        top += row[0].height + GAP
-    sheet.save(path, "PNG")
+    # The figure has 100 pixels per inch. Its size leaves room for the gaps, so that no
+    # picture is made smaller.
+    heights = [row[0].shape[0] / row[0].shape[1] for row in rows]  # of width 1
+    width = 1.05 * max(240, *(row[0].shape[1] for row in rows)) / 100
+    body, head = sum(heights) * width, 0.15 * width
+    figure = Figure((len(titles) * width, body + head), dpi=100)
+    axes = figure.subplots(
+        len(rows),
+        len(titles),
+        squeeze=False,
+        height_ratios=heights,
+        subplot_kw={"xticks": [], "yticks": [], "frame_on": False},
+    )
+    figure.subplots_adjust(0, 0, 1, body / (body + head), wspace=0.05, hspace=0.05)
+    for cells, row in zip(axes, rows, strict=True):
+        for cell, image in zip(cells, row, strict=True):
+            cell.imshow(image, interpolation="nearest")
+    for cell, title in zip(axes[0], titles, strict=True):
+        # Letters are about 0.6 of the font size wide, so long titles get a small one.
+        cell.set_title(title, fontsize=115 * width / max(24, *map(len, titles)))
+    figure.savefig(path, format="png")
     return Path(path)
 
 
-def _labels(labels):
+def _paint(labels, num_classes, colors):
+    """Return class ids in their colors `(H, W, 3)`, and where they have one `(H, W)`.
+
+    Raises:
+        ValueError: If the ids or the colors are not as `colorize` takes them.
+    """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise ValueError(
-            "The labels must be integers of shape (height, width), but "
-            f"{labels.dtype} of shape {labels.shape} was received. Pass class ids, "
-            "for example the argmax over the classes."
+            "`labels` must be integer class ids of shape (height, width), for example "
+            "the argmax over the classes. Received: labels of shape "
+            f"{labels.shape} and dtype {labels.dtype}"
         )
-    return labels
-
-
-def _checked_colors(colors):
+    if colors is None:
+        colors = palette(255 if num_classes is None else num_classes)
     colors = np.asarray(colors)
     if colors.dtype != "uint8" or colors.ndim != 2 or colors.shape[1] != 3:
         raise ValueError(
-            "`colors` must be uint8 of shape (num_classes, 3), but "
-            f"{colors.dtype} of shape {colors.shape} was received. Pass one RGB color "
-            "a class, such as a dataset's `.colors`."
+            "`colors` must be RGB, uint8 of shape (num_classes, 3), such as a "
+            f"dataset's `.colors`. Received: colors of shape {colors.shape} and dtype "
+            f"{colors.dtype}"
         )
-    return colors
+    known = (labels >= 0) & (labels < len(colors))
+    painted = np.where(known[..., None], colors[np.where(known, labels, 0)], 0)
+    return painted.astype("uint8"), known
 
 
 def _rgb(image):
+    """Return a picture as an array, checked to be RGB.
+
+    Raises:
+        ValueError: If it is not uint8 of shape `(H, W, 3)`.
+    """
     image = np.asarray(image)
     if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
-            "A picture must be uint8 of shape (height, width, 3), but "
-            f"{image.dtype} of shape {image.shape} was received. Convert it to "
-            "8-bit RGB first."
+            "Pictures must be RGB, uint8 of shape (height, width, 3). Received: shape "
+            f"{image.shape} and dtype {image.dtype}"
         )
     return image
-
-
-def _enlarged(image):
-    image = Image.fromarray(_rgb(image))
-    factor = -(-PANEL_WIDTH // image.width)  # rounded up
-    size = (factor * image.width, factor * image.height)
-    return image.resize(size, Image.Resampling.NEAREST)
-
-
-def _font(titles, column):
-    """Return the largest font up to 20 with which every title fits its column."""
-    for size in range(20, 7, -1):
-        font = ImageFont.load_default(size)
-        if max(font.getlength(title) for title in titles) <= column:
-            break
-    return font

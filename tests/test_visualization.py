@@ -1,0 +1,233 @@
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_segadapter.data import make_scenes
+from keras_segadapter.visualization import colorize, overlay, palette, panels
+
+
+def plain(height, width, value):
+    return np.full((height, width, 3), value, "uint8")
+
+
+def read(path):
+    with Image.open(path) as sheet:
+        assert sheet.format == "PNG"
+        return np.asarray(sheet.convert("RGB"))
+
+
+def area(sheet, color):
+    """Return the (top, bottom, left, right) of a rectangle in one color."""
+    found = (sheet == color).all(-1)
+    rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+    assert found.sum() == len(rows) * len(columns) > 0
+    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+
+
+# Contract
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 21, 150, 256])
+def test_palette_has_distinct_colors(num_classes):
+    colors = palette(num_classes)
+    assert colors.shape == (num_classes, 3)
+    assert colors.dtype == "uint8"
+    assert len(np.unique(colors, axis=0)) == num_classes
+    np.testing.assert_array_equal(colors, palette(256)[:num_classes])
+
+
+def test_colorize_and_overlay_shapes_and_types():
+    images, masks = make_scenes(1, size=(20, 30))
+    for picture in (colorize(masks[0]), overlay(images[0], masks[0])):
+        assert picture.shape == (20, 30, 3)
+        assert picture.dtype == "uint8"
+
+
+@pytest.mark.parametrize(
+    "num_classes, rule",
+    [
+        pytest.param(0, "an integer of at least 1", id="zero"),
+        pytest.param(257, "at most 256", id="too many"),
+        pytest.param(2.0, "an integer of at least 1", id="float"),
+        pytest.param(True, "an integer of at least 1", id="bool"),
+        pytest.param(None, "an integer of at least 1", id="none"),
+    ],
+)
+def test_palette_wrong_number_raises(num_classes, rule):
+    words = f"`num_classes` must be {rule}.*Received: num_classes={num_classes!r}$"
+    with pytest.raises(ValueError, match=words):
+        palette(num_classes)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(np.zeros((2, 2)), id="float"),
+        pytest.param(np.zeros((2, 2, 1), int), id="3D"),
+    ],
+)
+def test_colorize_wrong_labels_raise(labels):
+    words = r"`labels` must be integer .*\(height, width\).*Received: labels of shape"
+    with pytest.raises(ValueError, match=words):
+        colorize(labels)
+
+
+def test_colorize_wrong_colors_raise():
+    with pytest.raises(ValueError, match=r"`colors` must be RGB, uint8 .*float64$"):
+        colorize(np.zeros((1, 4), int), colors=[[0.1, 0.2, 0.3]])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        pytest.param(
+            {"labels": np.zeros((3, 2), int)},
+            r"Received: image of shape \(2, 3, 3\), labels of shape \(3, 2\)$",
+            id="sizes",
+        ),
+        pytest.param(
+            {"image": plain(2, 3, 0) / 1}, "must be RGB, uint8 .*float64$", id="float"
+        ),
+        pytest.param(
+            {"image": plain(2, 3, 0)[..., 0]}, r"Received: shape \(2, 3\)", id="2D"
+        ),
+        pytest.param({"alpha": 1.5}, "`alpha` .*Received: alpha=1.5$", id="alpha"),
+    ],
+)
+def test_overlay_wrong_arguments_raise(changes, words):
+    arguments = {"image": plain(2, 3, 0), "labels": np.zeros((2, 3), int)}
+    with pytest.raises(ValueError, match=words):
+        overlay(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    "rows, titles, words",
+    [
+        pytest.param([], ["a"], "Received: 0 rows and 1 titles$", id="no rows"),
+        pytest.param([[]], [], "Received: 1 rows and 0 titles$", id="no titles"),
+        pytest.param(
+            [[plain(4, 4, 0)]],
+            ["a", "b"],
+            "Received: 1 pictures in row 0 for 2 titles$",
+            id="picture missing",
+        ),
+        pytest.param(
+            [[plain(4, 4, 0), plain(4, 8, 0)]],
+            ["a", "b"],
+            r"Received: shapes \[\(4, 4, 3\), \(4, 8, 3\)\] in row 0$",
+            id="sizes",
+        ),
+        pytest.param([[plain(4, 4, 0) * 1.0]], ["a"], "uint8 .*float64$", id="float"),
+    ],
+)
+def test_panels_wrong_arguments_raise(tmp_path, rows, titles, words):
+    with pytest.raises(ValueError, match=words):
+        panels(rows, titles, tmp_path / "x.png")
+
+
+def test_panels_leave_pyplot_alone(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    panels([[plain(2, 2, 0)]], ["a"], tmp_path / "x.png")
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+# Meaning
+
+
+def test_first_colors_are_far_apart_and_from_black():
+    colors = palette(20).astype(int)
+    distance = abs(colors[:, None] - colors).sum(-1) + 999 * np.eye(20, dtype=int)
+    assert distance.min() > 30
+    assert colors.sum(-1).min() > 100
+
+
+def test_colorize_paints_ids_and_leaves_void_black():
+    labels = np.array([[0, 1, 2], [255, -1, 7]], "int32")
+    picture = colorize(labels, num_classes=7)
+    np.testing.assert_array_equal(picture[0], palette(7)[:3])
+    assert not picture[1].any()
+    assert colorize(labels)[1, 2].any()
+
+
+def test_overlay_blends_and_leaves_void():
+    image = plain(1, 3, 100)
+    labels = np.array([[0, 4, 255]])
+    colors = colorize(labels).astype(int)
+    np.testing.assert_array_equal(overlay(image, labels, 0), image)
+    np.testing.assert_array_equal(overlay(image, labels, 1)[0, :2], colors[0, :2])
+    np.testing.assert_allclose(
+        overlay(image, labels)[0, :2], (100 + colors[0, :2]) / 2, atol=0.5
+    )
+    assert (overlay(image, labels)[0, 2] == 100).all()
+
+
+def test_colorize_and_overlay_with_the_colors_of_a_dataset():
+    labels = np.array([[0, 1, 2, 255]])
+    colors = np.array([[10, 20, 30], [40, 50, 60]], "uint8")
+    painted = colorize(labels, colors=colors)
+    np.testing.assert_array_equal(painted[0], [*colors, [0] * 3, [0] * 3])
+    mixed = overlay(plain(1, 4, 100), labels, alpha=1.0, colors=colors)
+    np.testing.assert_array_equal(mixed[0], [*colors, [100] * 3, [100] * 3])
+
+
+def test_panels_show_each_picture_in_its_place(tmp_path):
+    colors = palette(6).reshape(2, 3, 3)
+    rows = [[plain(40, 80, color) for color in row] for row in colors]
+    path = panels(rows, ["left", "middle", "right"], tmp_path / "x.png")
+    assert path == tmp_path / "x.png"
+    sheet = read(path)
+    areas = [[area(sheet, color) for color in row] for row in colors]
+    for row in areas:
+        for top, bottom, left, right in row:
+            assert (top, bottom) == row[0][:2]
+            assert right - left >= 240
+            assert abs((right - left) / (bottom - top) - 2) < 0.05
+        assert all(a[3] + 4 < b[2] for a, b in itertools.pairwise(row))
+    for above, below in zip(*areas, strict=True):
+        assert above[1] + 4 < below[0] and above[2:] == below[2:]
+        title = sheet[: above[0], above[2] : above[3]]
+        assert title.min() < 100 and title[:, 0].min() == 255  # inside its column
+
+
+def test_panels_keep_pixels_sharp(tmp_path):
+    colors = palette(12).reshape(3, 4, 3)
+    sheet = read(panels([[colors]], [""], tmp_path / "x.png"))
+    areas = np.array([[area(sheet, color) for color in row] for row in colors])
+    sides = areas[..., [1, 3]] - areas[..., [0, 2]]
+    assert sides.min() >= 60 and np.ptp(sides) <= 1
+    np.testing.assert_array_equal(areas[:-1, :, 1], areas[1:, :, 0])
+    np.testing.assert_array_equal(areas[:, :-1, 3], areas[:, 1:, 2])
+
+
+def test_panels_keep_every_pixel_of_large_pictures(tmp_path):
+    numbers = np.arange(150 * 300)
+    picture = np.stack([numbers // 256, numbers % 256, numbers % 7], -1)
+    picture = picture.astype("uint8").reshape(150, 300, 3)
+    sheet = read(panels([[picture, picture]], ["a", "b"], tmp_path / "x.png"))
+    for half in np.array_split(sheet, 2, axis=1):
+        shown = set(map(tuple, half.reshape(-1, 3).tolist()))
+        assert shown >= set(map(tuple, picture.reshape(-1, 3).tolist()))
+
+
+# Edges
+
+
+def test_panels_with_rows_of_other_sizes_and_long_titles(tmp_path):
+    colors = palette(2)
+    rows = [[plain(10, 20, colors[0])] * 2, [plain(300, 400, colors[1])] * 2]
+    sheet = read(panels(rows, ["title " * 9, ""], str(tmp_path / "no_suffix")))
+    for color, ratio in zip(colors, (2, 4 / 3), strict=True):
+        top, bottom, left, right = area(sheet[:, : sheet.shape[1] // 2], color)
+        assert right - left >= 400
+        assert abs((right - left) / (bottom - top) - ratio) < 0.02
+    top = area(sheet[:, : sheet.shape[1] // 2], colors[0])[0]
+    assert sheet[:top, :right].min() < 100
+    assert sheet[:top, right:].min() == 255  # no title reaches its neighbor
+
+
+def test_all_256_ids_can_have_a_color():
+    ids = np.arange(256, dtype="uint8").reshape(16, 16)
+    np.testing.assert_array_equal(colorize(ids, 256).reshape(256, 3), palette(256))
