@@ -170,29 +170,41 @@ def build(arm, settings):
         )
         for stage in (1, 2, 3, 4)
     ]
-    model = ksa.build_segmenter(
+    return ksa.build_segmenter(
         backbone,
         len(CLASSES),
         adapters=adapters if arm.endswith("adapters") else False,
         head=ksa.MLPHead(len(CLASSES), HEAD_CHANNELS, name="head"),
+        aux=fcn_head() if arm == "fcn" else "sum",
         preprocessing=rescaling(),
     )
-    return with_fcn_head(model) if arm == "fcn" else model
 
 
-def with_fcn_head(model):
-    """The same with an auxiliary head on stage 3, which inference leaves out."""
+def fcn_head():
+    """An auxiliary head on stage 3, which inference leaves out."""
     from keras import layers
 
-    import keras_segadapter as ksa
+    class FCNHead(layers.Layer):
+        def build(self, input_shape):
+            self.convolution = layers.Conv2D(
+                HEAD_CHANNELS, 3, padding="same", use_bias=False
+            )
+            self.norm = layers.BatchNormalization()
+            self.dropout = layers.Dropout(0.1)
+            self.classes = layers.Conv2D(len(CLASSES), 1)
+            self.convolution.build(input_shape[2])
+            for layer in (self.norm, self.classes):
+                layer.build((*input_shape[2][:-1], HEAD_CHANNELS))
 
-    x = model.get_layer("head").input[2]  # (B, H/16, W/16, C)
-    x = layers.Conv2D(HEAD_CHANNELS, 3, padding="same", use_bias=False, name="fcn")(x)
-    x = layers.ReLU()(layers.BatchNormalization(name="fcn_norm")(x))
-    x = layers.Conv2D(len(CLASSES), 1, name="fcn_classes")(layers.Dropout(0.1)(x))
-    aux = ksa.ResizeLike(dtype="float32", name="aux")([x, model.input])
-    logits = model.output["logits"]
-    return ksa.Segmenter(model.input, {"logits": logits, "aux": aux}, model._parts)
+        def call(self, inputs, training=None):
+            x = self.convolution(inputs[2])  # (B, H/16, W/16, C)
+            x = layers.ReLU()(self.norm(x, training=training))
+            return self.classes(self.dropout(x, training=training))
+
+        def compute_output_shape(self, input_shape):
+            return (*input_shape[2][:-1], len(CLASSES))
+
+    return FCNHead(name="fcn")
 
 
 def seconds_of_epochs():

@@ -47,13 +47,13 @@ def plan():
     yield exported_files(small)
     yield with_and_without_adapters(small, "tensorflow")
     yield with_and_without_adapters(small, "torch")
-    yield growth("infer", f"{small}.for_inference")
+    yield growth("infer", small)
     yield growth("train", small)
     yield from beside_peers(PEERS[0], small, batch=8)
     yield from beside_peers(PEERS[1], large, batch=1)
     # Whole logits beside these would not fit into 24 GB.
-    yield with_and_without_adapters(large, "tensorflow", tiles=(64,))
-    yield with_and_without_adapters(large, "torch", tiles=(64,))
+    yield with_and_without_adapters(large, "tensorflow", losses=("tiles",))
+    yield with_and_without_adapters(large, "torch", losses=("tiles",))
     yield from beside_peers(PEERS[1], large, batch=8)
 
 
@@ -65,7 +65,6 @@ def beside_peers(peer, ours, batch):
     # XLA on a CPU is slow at depthwise convolutions: not eight images too.
     backends = [name for name in BACKENDS if name != "jax" or batch == 1]
     pairs += [(ours, backend) for backend in backends]
-    pairs += [(f"{ours}.for_inference", backend) for backend in backends]
     files = [[(name, runtime) for name in (peer, ours)] for runtime in RUNTIMES]
     title = f"inference, batch {batch}: {ours}"
     if batch == 1:
@@ -101,15 +100,15 @@ def exported_files(ours):
     return f"exported files of {ours}, batch 1", 9, tasks
 
 
-def with_and_without_adapters(ours, backend, tiles=(None, 64)):
+def with_and_without_adapters(ours, backend, losses=("whole", "tiles")):
     shared = {"do": "train", "model": ours, "on": backend, "batch": 2}
     tasks = [
-        {**shared, "adapters": adapters, "tile": tile}
-        for tile in tiles
+        {**shared, "adapters": adapters, "loss": loss}
+        for loss in losses
         for adapters in (False, True)
     ]
-    if None in tiles:
-        tasks.append({**shared, "adapters": True, "tile": "model"})
+    if "whole" in losses:
+        tasks.append({**shared, "adapters": True, "loss": "model"})
     return f"training, batch 2: {ours} on {backend}", 4, tasks
 
 
@@ -117,7 +116,7 @@ def growth(do, model):
     sizes = [(SIZE, 2), (SIZE, 19), (SIZE, 150), (256, 150), (768, 150), (1024, 150)]
     shared = {"do": do, "model": model, "on": "torch", "batch": 1}
     if do == "train":
-        shared["tile"] = 64
+        shared["loss"] = "tiles"
     tasks = [{**shared, "size": size, "classes": count} for size, count in sizes]
     return f"growth: {do}", 4, tasks
 
@@ -165,6 +164,8 @@ def inference(task):
     if task["model"].startswith("head"):
         return without_gradients(head(task["model"].endswith("concatenated")))
     model = build(task)
+    if hasattr(model, "for_inference"):
+        model = model.for_inference()
     if task["model"].split(" ")[0] in PEERS:
         import torch
 
@@ -235,9 +236,7 @@ def build(task):
         return keras_hub_segformer(classes)
     import keras_segadapter as ksa
 
-    name, _, folded = name.partition(".")
-    model = getattr(ksa, name)(classes, adapters=task.get("adapters", True))
-    return model.for_inference() if folded else model
+    return getattr(ksa, name)(classes, adapters=task.get("adapters", True))
 
 
 def head(concatenated):
@@ -296,7 +295,7 @@ def in_runtime(task, images):
     else:
         import keras
 
-        model = build({**task, "model": f"{task['model']}.for_inference"})
+        model = build(task)
         signature = [keras.InputSpec(shape=images.shape, dtype="float32", name="image")]
         model.export(path, format="onnx", input_signature=signature, verbose=False)
     if task["on"] == "onnxruntime":
@@ -347,23 +346,30 @@ def exported(task):
 def training(task):
     """Function that does one training step: both losses, AdamW, mIoU.
 
-    `tile` is None for losses on whole logits, a number for losses in tiles, "model"
-    for losses at the scores' own size: what the model itself takes.
+    `loss` is "tiles" for our loss, "whole" for Keras' on logits resized as a whole, and
+    "model" for losses at the scores' own size: what the model itself takes.
     """
+    import keras
     import numpy as np
 
     import keras_segadapter as ksa
 
     batch, size = task["batch"], task.get("size", SIZE)
-    tile, classes = task["tile"], task.get("classes", CLASSES)
+    classes = task.get("classes", CLASSES)
     model = build(task)
-    scale = 4 if tile == "model" else 1
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3)).astype("float32")
-    side = size // scale
-    masks = rng.integers(0, classes, (batch, side, side), "int32")
-    # As in `fit`; the masks of "model" have the scores' size, so nothing is resized.
-    model.compile(loss=ksa.SegmentationCrossentropy(tile=64 if tile else None))
+    masks = rng.integers(0, classes, (batch, size, size), "int32")
+    whole = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if task["loss"] == "model":
+        # As in `compile`, without what resizes the scores.
+        loss = dict.fromkeys(
+            model.output, lambda mask, scores: whole(mask[:, ::4, ::4], scores)
+        )
+        model.compile(metrics=None)
+        keras.Model.compile(model, ksa.AdamW(), loss)
+    else:
+        model.compile(loss=whole if task["loss"] == "whole" else "auto")
     return lambda: model.train_on_batch(images, masks)
 
 
@@ -498,11 +504,11 @@ def changes(sections):
     )
     yield "|---|---|---|---|---|---|"
     for runs in sections.values():
-        by_kind = {(run["adapters"], run["tile"]): run for run in runs}
-        without, adapted = by_kind[False, 64], by_kind[True, 64]
+        by_kind = {(run["adapters"], run["loss"]): run for run in runs}
+        without, adapted = by_kind[False, "tiles"], by_kind[True, "tiles"]
         in_tiles = "| | "
         if (True, "model") in by_kind:
-            whole, own = by_kind[True, None], by_kind[True, "model"]["memory_mb"]
+            whole, own = by_kind[True, "whole"], by_kind[True, "model"]["memory_mb"]
             memory = (adapted["memory_mb"] - own) / (whole["memory_mb"] - own)
             shown = "below 0" if memory < 0 else f"{memory:.2f}"
             in_tiles = f"| {median(adapted) / median(whole):.2f} | {shown} "
@@ -521,8 +527,8 @@ def what(run):
     name = run["model"]
     if run["do"] == "train" and "adapters" in run:
         name += "" if run["adapters"] else ", no adapters"
-        loss = {None: "whole logits", 64: "in tiles", "model": "at the scores' size"}
-        name += f", loss {loss[run['tile']]}"
+        loss = {"whole": "of whole logits", "tiles": "in tiles"}
+        name += f", loss {loss.get(run['loss'], 'of the scores')}"
     if "size" in run:
         name += f", {run['size']} x {run['size']}, K = {run['classes']}"
     return name

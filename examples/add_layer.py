@@ -25,9 +25,8 @@ resize = ksa.ResizeLike()
 coarse = layers.Add()([fine_scores, resize([deep_scores, fine_scores])])
 merged = layers.Concatenate()([fine, resize([deep, fine])])
 scores = layers.Conv2D(num_classes, 1)(merged)
-model = keras.Model(
-    images, {"mask": resize([scores, images]), "coarse": resize([coarse, images])}
-)
+# The loss resizes the coarse scores to the mask; the mask itself is for use as well.
+model = keras.Model(images, {"mask": resize([scores, images]), "coarse": coarse})
 
 loss = ksa.SegmentationCrossentropy()
 model.compile(

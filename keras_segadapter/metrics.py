@@ -1,11 +1,12 @@
-"""Streaming confusion matrix: mIoU, mAcc, aAcc and IoU by class."""
+"""Metrics on integer masks: exact mIoU from a confusion matrix, and Keras' own."""
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_segadapter.losses.crossentropy import counted_pixels, integer_labels
-from keras_segadapter.losses.tiles import resized_argmax
+from keras_segadapter.losses.resized import is_of_keras
+from keras_segadapter.losses.tiles import resized_argmax, resized_whole
 from keras_segadapter.validation import check_num_classes, ignored_ids
 
 # The matrix is kept in two int32 parts, matrix = high * LIMB + low: JAX has no int64 by
@@ -111,7 +112,7 @@ class MeanIoU(keras.metrics.Metric):
         return ops.sum(iou * present) / ops.maximum(ops.sum(present), 1.0)
 
     def confusion_matrix(self):
-        """Return exact counts, int64 `(K, K)`: rows are true classes, columns predicted."""
+        """Return exact counts, int64 `(K, K)`, a row per true class."""
         low = ops.convert_to_numpy(self.low).astype("int64")
         high = ops.convert_to_numpy(self.high).astype("int64")
         return high * LIMB + low
@@ -130,6 +131,85 @@ class MeanIoU(keras.metrics.Metric):
         config = super().get_config()
         config.update(num_classes=self.num_classes, ignore_class=self.ignore_class)
         return config
+
+
+@keras.saving.register_keras_serializable("keras_segadapter")
+class ResizedMetric(keras.metrics.Metric):
+    """Resize scores to the mask, then hand both to another metric.
+
+    `Segmenter.compile` puts it around metrics that are not of this package.
+
+    Args:
+        metric: `keras.metrics.Metric` for class ids `(B, H, W)` and logits
+            `(B, H, W, K)`.
+        **kwargs: `name` and `dtype`, as in `keras.metrics.Metric`. The name defaults to
+            that of `metric`.
+    """
+
+    def __init__(self, metric, **kwargs):
+        super().__init__(**{"name": metric.name, **kwargs})
+        self.metric = metric
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.metric.update_state(y_true, resized_whole(y_pred, y_true), sample_weight)
+
+    def result(self):
+        return self.metric.result()
+
+    def reset_state(self):
+        self.metric.reset_state()
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(metric=keras.saving.serialize_keras_object(self.metric))
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        metric = keras.saving.deserialize_keras_object(config["metric"])
+        return cls(**{**config, "metric": metric})
+
+
+def fit_metric(metric):
+    """Return a metric that takes a mask of ids and a segmenter's scores.
+
+    Args:
+        metric: A metric as `keras.Model.compile` takes it.
+
+    Raises:
+        ValueError: If it is one of Keras' metrics that does not take ids and logits of
+            each class; the message names those that do.
+    """
+    if isinstance(metric, (MeanIoU, ResizedMetric)):
+        return metric
+    if isinstance(metric, str) and metric in ("accuracy", "acc"):
+        metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
+    named = keras.metrics.get(metric)
+    takes_ids = isinstance(named, _OF_IDS) or not is_of_keras(named)
+    if type(named) is keras.metrics.MeanMetricWrapper:
+        takes_ids = True  # around a function of the user's own
+    if isinstance(named, keras.metrics.IoU):
+        takes_ids = named.sparse_y_true and not named.sparse_y_pred
+    if isinstance(named, keras.metrics.SparseCategoricalCrossentropy):
+        takes_ids = named.from_logits
+    if not takes_ids:
+        raise ValueError(
+            "The model gives logits of each class and masks hold class ids, but this "
+            "metric takes other values. Use keras_segadapter.MeanIoU(num_classes), "
+            '"accuracy", or a metric of your own. Received: '
+            f"metrics=[..., {metric!r}, ...]"
+        )
+    if not isinstance(named, keras.metrics.Metric):
+        named = keras.metrics.MeanMetricWrapper(named, name=named.__name__)
+    return ResizedMetric(named)
+
+
+# What Keras has for ids and scores of each class.
+_OF_IDS = (
+    keras.metrics.SparseCategoricalAccuracy,
+    keras.metrics.SparseTopKCategoricalAccuracy,
+    keras.metrics.SparseCategoricalCrossentropy,
+)
 
 
 def figures(confusion):

@@ -9,16 +9,18 @@ from keras import layers
 
 from keras_segadapter.backbones.preprocessing import default_preprocessing
 from keras_segadapter.graph.replay import as_functional
-from keras_segadapter.graph.splice import splice
+from keras_segadapter.graph.splice import (
+    add_at_finest,
+    resolve_adapters,
+    splice_adapters,
+)
 from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
 from keras_segadapter.inference.predict import check_input, label_images
-from keras_segadapter.layers.adapter import SegAdapter
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
-from keras_segadapter.layers.tokens import TokensToMap
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
-from keras_segadapter.losses.resized import fit_loss, fit_metric
-from keras_segadapter.metrics import MeanIoU
+from keras_segadapter.losses.resized import fit_loss
+from keras_segadapter.metrics import MeanIoU, fit_metric
 from keras_segadapter.training.optimizers import AdamW, with_loss_scale
 from keras_segadapter.training.resume import prepare_fit
 from keras_segadapter.validation import (
@@ -124,7 +126,7 @@ class Segmenter(keras.Model):
         num_classes = check_num_classes(num_classes)
         functional = as_functional(backbone)
         stages = resolve_taps(functional, taps)
-        adapters = _resolve_adapters(adapters, stages, num_classes, aux)
+        adapters = resolve_adapters(adapters, stages, num_classes, aux)
         if head is None:
             head = MLPHead(num_classes, name="head")
         if preprocessing is None:
@@ -135,7 +137,7 @@ class Segmenter(keras.Model):
         (image,) = keras.tree.flatten(functional.input)
         image = keras.Input(image.shape[1:], name="image")  # (B, H, W, C)
         prepared = preprocessing(image)
-        features = _splice_adapters(functional, prepared, stages, adapters)
+        features = splice_adapters(functional, prepared, stages, adapters)
         logits = head(features["outputs"])  # (B, H/4, W/4, K)
         _check_scores("head", head, logits, num_classes)
         outputs = {"logits": logits}
@@ -143,7 +145,7 @@ class Segmenter(keras.Model):
             outputs["aux"] = aux(features["outputs"])
             _check_scores("aux", aux, outputs["aux"], num_classes)
         elif adapters and aux == "sum":
-            outputs["aux"] = _add_at_finest(features["scores"])
+            outputs["aux"] = add_at_finest(features["scores"])
         elif adapters and aux == "per_stage":
             scores = zip(stage_keys(stages), features["scores"], strict=True)
             outputs.update({f"aux_{key}": stage_scores for key, stage_scores in scores})
@@ -259,7 +261,9 @@ class Segmenter(keras.Model):
             loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
         # A list of metrics is for the logits, and their names stand alone.
         self._measured = names if isinstance(metrics, dict) else ["logits"]
-        metrics = keras.tree.map_structure(fit_metric, metrics or None, none_is_leaf=False)
+        metrics = keras.tree.map_structure(
+            fit_metric, metrics or None, none_is_leaf=False
+        )
         optimizer = keras.optimizers.get(optimizer)
         if optimizer is not None and kwargs.get("auto_scale_loss", True):
             optimizer = with_loss_scale(optimizer, self.layers)
@@ -338,19 +342,16 @@ class Segmenter(keras.Model):
     ):
         """Compute the losses of all outputs, each on the one mask."""
         check_size_of_masks(x, y)
-        y, sample_weight = self._for_each_output(y), self._for_each_output(sample_weight)
+        y, sample_weight = (
+            self._for_each_output(y),
+            self._for_each_output(sample_weight),
+        )
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Compute the metrics, each on the one mask."""
-        y, y_pred, sample_weight = (
-            self._measured_of(value)
-            for value in (
-                self._for_each_output(y),
-                y_pred,
-                self._for_each_output(sample_weight),
-            )
-        )
+        values = self._for_each_output(y), y_pred, self._for_each_output(sample_weight)
+        y, y_pred, sample_weight = map(self._measured_of, values)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def _for_each_output(self, value):
@@ -520,110 +521,10 @@ class _Scores(layers.Identity):
         # keras.models.clone_model asks for it; it would give a bare functional model.
         raise ValueError(
             "keras.models.clone_model can't copy a Segmenter, only the layers of its "
-            "graph. Call keras_segadapter.Segmenter.from_config(model.get_config()) for "
-            "a new one with new weights. Received: model with the output "
-            f"'{self.name}'"
+            "graph. For a new one with new weights call "
+            "keras_segadapter.Segmenter.from_config(model.get_config()). Received: a "
+            f"model with the output '{self.name}'"
         )
-
-
-def _resolve_adapters(adapters, stages, num_classes, aux):
-    """Return the list of adapters, one per stage; empty for none.
-
-    Raises:
-        TypeError: If `adapters` is neither a boolean nor a list of `SegAdapter`.
-        ValueError: If they do not fit, or `aux` is unknown or asks for their scores
-            where there are none.
-    """
-    if not (aux in ("sum", "per_stage", None) or isinstance(aux, keras.Layer)):
-        raise ValueError(
-            '`aux` must be "sum", "per_stage", None or a layer like `head`. Received: '
-            f"aux={aux!r}"
-        )
-    if adapters is False:
-        return []
-    if adapters is True:
-        deepest = len(stages) - 1
-        return [
-            SegAdapter(
-                num_classes,
-                scale_init=1e-2 * 0.1 ** (deepest - index),
-                name=f"adapter_{key}",
-            )
-            for index, key in enumerate(stage_keys(stages))
-        ]
-    if not isinstance(adapters, (list, tuple)) or not all(
-        isinstance(adapter, SegAdapter) for adapter in adapters
-    ):
-        raise TypeError(
-            "`adapters` must be True, False or a list of SegAdapter. Received: "
-            f"adapters={adapters!r}"
-        )
-    if len({id(adapter) for adapter in adapters}) != len(stages):
-        raise ValueError(
-            "`adapters` must hold one SegAdapter of its own for each of the "
-            f"{len(stages)} taps. Received: {len(adapters)} adapters"
-        )
-    for adapter in adapters:
-        if adapter.num_classes != num_classes:
-            raise ValueError(
-                "Adapters and model must score the same number of classes. Received: "
-                f"num_classes={num_classes} and the adapter '{adapter.name}' with "
-                f"num_classes={adapter.num_classes}"
-            )
-        if isinstance(aux, str) and not adapter.return_scores:
-            raise ValueError(
-                "The auxiliary loss needs the adapters' scores. Set return_scores=True "
-                f"or aux=None. Received: aux={aux!r} and the adapter '{adapter.name}' "
-                "with return_scores=False"
-            )
-    return list(adapters)
-
-
-def _splice_adapters(backbone, image, stages, adapters):
-    """Run the backbone with an adapter at each stage.
-
-    Returns:
-        Dict of lists over the stages: "inputs" and "outputs" of the adapters as feature
-        maps `(B, h, w, C)`, and the "scores" `(B, h, w, K)` of those that return them.
-    """
-    found = {"inputs": [], "outputs": [], "scores": []}
-
-    def insert(index, features):
-        tokens = len(features.shape) == 3
-        grid = _grid(image, stages[index].stride) if tokens else None
-
-        def as_map(features):
-            return TokensToMap(dtype=features.dtype)([features, grid])
-
-        found["inputs"].append(as_map(features) if tokens else features)
-        if not adapters:
-            found["outputs"].append(found["inputs"][-1])
-            return features
-        adapted = adapters[index]([features, grid] if tokens else features)
-        if adapters[index].return_scores:
-            adapted, scores = adapted
-            found["scores"].append(scores)
-        found["outputs"].append(as_map(adapted) if tokens else adapted)
-        return adapted
-
-    splice(backbone, image, stages, insert)
-    return found
-
-
-def _grid(image, stride):
-    """Return a map with one pixel for each patch: the last pixel of each whole patch."""
-    return image[:, stride - 1 :: stride, stride - 1 :: stride]
-
-
-def _add_at_finest(scores):
-    """Resize the stages' scores to the first one's size and add them, in float32."""
-    resized = [
-        ResizeLike(dtype="float32")([stage_scores, scores[0]])
-        for stage_scores in scores[1:]
-    ]
-    if not resized:
-        return scores[0]
-    return layers.Add(dtype="float32", name="coarse")([scores[0], *resized])
 
 
 def _check_layers(**arguments):

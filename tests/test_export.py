@@ -38,8 +38,8 @@ if BACKEND != "torch":
 
 INT8 = {"size": FIXED, "photos": [0]}
 
-# The converters warn of their own and of Keras' code.
-pytestmark = pytest.mark.filterwarnings("ignore")
+# The converters warn about their own code and Keras'.
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def scenes(count, size):
 
 
 def check(model, run, labels, images):
-    want = keras.ops.convert_to_numpy(model(images))
+    want = model.predict_on_batch(images)
     got = np.asarray(run(images))
     if labels:
         assert got.dtype == "uint8" and got.shape == images.shape[:3]
@@ -106,7 +106,7 @@ def test_int8_agrees_on_nearly_every_pixel(tmp_path, example, model, ending):
     assert paths[1].stat().st_size < 0.7 * paths[0].stat().st_size
     run = example["open_artifact"](paths[1])
     got = np.concatenate([np.asarray(run(image[None])) for image in new])
-    want = keras.ops.convert_to_numpy(model(new))
+    want = model.predict_on_batch(new)
     assert np.abs(got - want).max() > 0.0  # it did compute in 8 bits
     assert (got.argmax(-1) == want.argmax(-1)).mean() >= 0.95
 
@@ -168,7 +168,7 @@ def test_predicting_with_the_onnx_file_of_fixed_size(
 
 
 @pytest.mark.parametrize(
-    "ending, options, sentence",
+    "ending, options, message",
     [
         (".pb", {}, r"must end with .onnx, .tflite.*model\.pb"),
         *([(".tflite", {}, "KERAS_BACKEND=tensorflow")] * (BACKEND != "tensorflow")),
@@ -178,17 +178,17 @@ def test_predicting_with_the_onnx_file_of_fixed_size(
         *([("", {"photos": [0]}, "Leave --int8 out")] * (BACKEND != "torch")),
     ],
 )
-def test_what_can_not_be_exported_gets_a_sentence(
-    tmp_path, example, model, ending, options, sentence
+def test_what_cannot_be_exported_raises(
+    tmp_path, example, model, ending, options, message
 ):
     if ending == ".onnx":
         need(ending)
-    with pytest.raises(ValueError, match=f"(?s){sentence}"):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         example["export"](model, tmp_path / f"model{ending}", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_photos_gets_a_sentence(tmp_path, example):
+def test_a_folder_without_photos_raises(tmp_path, example):
     with pytest.raises(ValueError, match=r"no \.jpg or \.png photos"):
         example["load_photos"](tmp_path, FIXED, 8)
 

@@ -91,7 +91,6 @@ def test_config_and_serialisation():
         "reduction": "mean",
         "ignore_class": [254, 255],
         "class_weight": [1, 2, 0.5, 3],
-        "tile": None,
     }
 
 
@@ -128,15 +127,13 @@ def test_wrong_class_weights():
     with pytest.raises(ValueError, match=r"at least 0 .*: class_weight=\[1, -1\]"):
         ksa.SegmentationCrossentropy(class_weight=[1, -1])
     masks, logits = batch()
-    with pytest.raises(ValueError, match=r"one weight a class.*3 weights for 4 cla"):
+    with pytest.raises(ValueError, match=r"one weight per class.*3 weights for 4 cla"):
         ksa.SegmentationCrossentropy(class_weight=[1, 2, 3])(masks, logits)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 5), (2, 5, 7, 4), (1, 5, 7)])
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 7, 4), (1, 5, 7)])
 def test_masks_that_do_not_fit(shape):
-    words = (
-        r"one-hot masks: take numpy.argmax.*Received: masks of shape \(.*\(2, 5, 7, 4"
-    )
+    words = r"one-hot masks .*numpy.argmax.*Received: masks of shape \(.*\(2, 5, 7, 4"
     with pytest.raises(ValueError, match=words):
         ksa.SegmentationCrossentropy()(np.zeros(shape, "int32"), batch()[1])
 
@@ -184,7 +181,10 @@ def test_a_users_own_dice_is_let_through(tiny_backbone):
     model = ksa.build_segmenter(tiny_backbone([4]), 4)
     own = Dice()
     model.compile(loss=own)
-    assert model.loss == {"logits": own, "aux": own}
+    assert {key: loss.loss for key, loss in model.loss.items()} == {
+        "logits": own,
+        "aux": own,
+    }
 
 
 MASK_LOSS_ERRORS = [
@@ -239,7 +239,7 @@ def test_wrong_calls_of_a_mix():
     loss = ksa.MaskLoss(mix())
     with pytest.raises(ValueError, match=r"takes no `sample_weight`.*`ignore_class`"):
         loss(masks, logits, sample_weight=np.ones(2))
-    with pytest.raises(ValueError, match=r"one-hot masks: take numpy.argmax"):
+    with pytest.raises(ValueError, match=r"one-hot masks .* numpy.argmax"):
         loss(np.eye(256)[masks][..., :4], logits)
     columns = ksa.MaskLoss(keras.losses.CategoricalFocalCrossentropy(axis=1))
     with pytest.raises(ValueError, match=r"CategoricalFocal.*\(2, 7, 4\).*\(2, 5, 7\)"):

@@ -66,9 +66,9 @@ def test_wrong_ignore_class(ignore_class):
 def test_shapes_that_do_not_fit():
     masks, logits = batch()
     metric = ksa.MeanIoU(5)
-    with pytest.raises(ValueError, match=r"one-hot masks.*masks of shape \(4, 6, 8\)"):
-        metric.update_state(masks[..., :-1], logits)
-    with pytest.raises(ValueError, match=r"must have 3 channels, one a class.*9, 5"):
+    with pytest.raises(ValueError, match=r"one-hot masks.*masks of shape \(3, 6, 9\)"):
+        metric.update_state(masks[:-1], logits)
+    with pytest.raises(ValueError, match=r"must have 3 channels, one per class.*9, 5"):
         ksa.MeanIoU(3).update_state(masks, logits)
     assert not metric.confusion_matrix().any()
 

@@ -28,7 +28,7 @@ def trained(backbone):
 
 
 def logits(model):
-    return keras.ops.convert_to_numpy(model(IMAGES))
+    return keras.ops.convert_to_numpy(model.for_inference()(IMAGES))
 
 
 def arrays(variables):

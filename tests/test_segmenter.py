@@ -22,23 +22,30 @@ def weights(layers):
     return [keras.ops.convert_to_numpy(v) for layer in layers for v in layer.variables]
 
 
-def test_a_call_gives_logits_and_in_training_both(tiny_backbone):
+def test_a_call_gives_scores_at_the_finest_stride(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
-    x = IMAGES[:1].astype("float32")
-    logits = model(x)
-    assert logits.shape == (1, 64, 96, K)
-    outputs = model(x, training=True)
-    assert set(outputs) == {"logits", "aux"}
-    assert outputs["aux"].shape == (1, 64, 96, K)
-    assert set(model(x, aux=True)) == {"logits", "aux"}
-    assert model(x, training=True, aux=False).shape == (1, 64, 96, K)
+    scores = model(IMAGES[:1].astype("float32"))
+    assert {key: tuple(value.shape) for key, value in scores.items()} == {
+        "logits": (1, 16, 24, K),
+        "aux": (1, 16, 24, K),
+    }
+    assert {keras.backend.standardize_dtype(v.dtype) for v in scores.values()} == {
+        "float32"
+    }
 
 
-def test_logits_are_the_same_with_and_without_the_auxiliary_path(tiny_backbone):
+def test_prediction_is_the_resized_scores(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     x = IMAGES[:1].astype("float32")
-    one, both = model(x), model(x, aux=True)["logits"]
-    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, both)))
+    expected = ksa.ResizeLike()([model(x)["logits"], x])
+    for found in (
+        model.for_inference()(x),
+        model.predict(x, verbose=0),
+        model.predict_on_batch(x),
+    ):
+        np.testing.assert_allclose(
+            *map(keras.ops.convert_to_numpy, (found, expected)), atol=1e-6
+        )
 
 
 def test_scale_zero_leaves_the_backbones_features_bit_identical(tiny_backbone):
@@ -72,10 +79,9 @@ def test_the_coarse_map_is_the_sum_of_the_resized_scores(tiny_backbone):
     scores = keras.Model(model.input, [adapter.output[1] for adapter in adapters])
     x = IMAGES[:1].astype("float32")
     fine, deep = scores(x)
-    resize = ksa.ResizeLike()
-    expected = resize([fine + resize([deep, fine]), x])
+    expected = fine + ksa.ResizeLike()([deep, fine])
     np.testing.assert_allclose(
-        *(keras.ops.convert_to_numpy(t) for t in (model(x, aux=True)["aux"], expected)),
+        *(keras.ops.convert_to_numpy(t) for t in (model(x)["aux"], expected)),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -106,9 +112,11 @@ def test_evaluate_equals_the_losses_counted_by_hand(tiny_backbone):
         loss={"logits": loss, "aux": loss}, loss_weights={"logits": 1.0, "aux": 0.5}
     )
     result = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
-    outputs = model(IMAGES.astype("float32"), aux=True)
-    outputs = {key: keras.ops.convert_to_numpy(v) for key, v in outputs.items()}
-    by_hand = {key: float(loss(MASKS, value)) for key, value in outputs.items()}
+    images = IMAGES.astype("float32")
+    by_hand = {
+        key: float(loss(MASKS, ksa.ResizeLike()([scores, images])))
+        for key, scores in model(images).items()
+    }
     assert result["logits_loss"] == pytest.approx(by_hand["logits"], rel=1e-4)
     assert result["aux_loss"] == pytest.approx(by_hand["aux"], rel=1e-4)
     total = by_hand["logits"] + 0.5 * by_hand["aux"]
@@ -124,6 +132,68 @@ def test_compile_with_a_loss_for_one_output_and_metrics_by_output(tiny_backbone)
     )
     result = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
     assert set(result) == {"loss", "logits_mIoU", "aux_accuracy"}
+
+
+def test_none_means_none_and_fit_takes_keras_positional_arguments(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile(metrics=None, run_eagerly=EAGER)
+    history = model.fit(IMAGES, MASKS, 2, 2, 0, None, 0.5).history
+    assert len(history["val_loss"]) == 2 and "mIoU" not in history
+    model.compile(optimizer=None, run_eagerly=EAGER)
+    result = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    assert np.isfinite(result["loss"]) and model.optimizer is None
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile(loss=None, metrics=None)
+    assert model.loss is None and model.optimizer is not None
+
+
+def mean_distance(y_true, y_pred):
+    """A metric and loss of a user's own: ids and logits at the size of the mask."""
+    truth = keras.ops.one_hot(keras.ops.cast(y_true, "int32"), K, dtype="float32")
+    return keras.ops.mean(keras.ops.abs(truth - y_pred), axis=-1)
+
+
+@keras.saving.register_keras_serializable("tests")
+class MeanDistance(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return mean_distance(y_true, y_pred)
+
+
+@pytest.mark.parametrize(
+    "loss, metric",
+    [
+        (crossentropy(), "accuracy"),
+        (mean_distance, keras.metrics.MeanMetricWrapper(mean_distance, "distance")),
+        (MeanDistance(), mean_distance),
+        (
+            ksa.SegmentationCrossentropy(),
+            keras.metrics.MeanIoU(K, sparse_y_pred=False, name="keras_iou"),
+        ),
+    ],
+    ids=["keras", "function", "class", "keras_iou"],
+)
+def test_foreign_losses_and_metrics_get_scores_at_the_size_of_the_mask(
+    tiny_backbone, loss, metric
+):
+    model = build_segmenter(tiny_backbone(), K, adapters=False)
+    model.compile(loss=loss, metrics=[metric], run_eagerly=EAGER)
+    logits = model.predict(IMAGES, verbose=0)
+    result = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    by_hand = np.mean(keras.ops.convert_to_numpy(loss(MASKS.astype("int32"), logits)))
+    assert result["loss"] == pytest.approx(by_hand, rel=1e-5)
+    (name,) = set(result) - {"loss"}
+    expected = {
+        "accuracy": np.mean(logits.argmax(-1) == MASKS),
+        "keras_iou": ksa.MeanIoU(K)(MASKS, logits),
+    }.get(name, np.mean(keras.ops.convert_to_numpy(mean_distance(MASKS, logits))))
+    assert result[name] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_masks_of_another_size_than_the_images_stop_a_dataset_too(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile(run_eagerly=EAGER)
+    with pytest.raises(ValueError, match="at the size of the images"):
+        model.fit((pair for pair in [(IMAGES, MASKS[:, ::2])]), verbose=0)
 
 
 def test_a_mask_for_each_output(tiny_backbone):
@@ -262,21 +332,91 @@ def test_a_model_of_fixed_size_segments_any_size(tiny_backbone):
     assert model.segment(np.zeros((100, 30, 3), "uint8")).shape == (100, 30)
 
 
-def test_the_segmenter_nests_in_another_model(tiny_backbone):
+def test_it_nests_in_another_model_at_image_size(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     inputs = keras.Input((None, None, 3))
-    outer = keras.Model(inputs, keras.layers.Rescaling(2.0)(model(inputs)))
+    logits = model.for_inference()(inputs)
+    outer = keras.Model(inputs, keras.layers.Rescaling(2.0)(logits))
     expected = 2 * model.predict(IMAGES, verbose=0)
     np.testing.assert_allclose(outer.predict(IMAGES, verbose=0), expected, rtol=1e-5)
-    outer.compile("sgd", crossentropy())
+    outer.compile("sgd", crossentropy(), run_eagerly=EAGER)
+    before = model.get_weights()
     assert np.isfinite(outer.fit(IMAGES, MASKS, verbose=0).history["loss"][0])
+    assert any(np.any(a != b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
-def test_a_nested_segmenter_gives_what_its_call_asked_for(tiny_backbone):
+def test_features_are_what_goes_into_and_out_of_the_adapters(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
+    found = keras.Model(model.input, model.features).predict_on_batch(IMAGES)
+    assert set(found) == {"inputs", "outputs", "scores"}
+    for x, y, s, adapter in zip(*found.values(), model.adapters, strict=True):
+        for one, other in zip((y, s), adapter(x), strict=True):
+            np.testing.assert_allclose(
+                one, keras.ops.convert_to_numpy(other), rtol=1e-4, atol=1e-5
+            )
+    plain = build_segmenter(tiny_backbone(), K, adapters=False)
+    assert plain.features["inputs"] == plain.features["outputs"]
+    assert plain.features["scores"] == [] and plain.adapters == []
+
+
+@keras.saving.register_keras_serializable("tests")
+class FCNHead(keras.layers.Layer):
+    """An auxiliary head on the deepest stage."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.scores = keras.layers.Dense(units)
+
+    def build(self, shapes):
+        self.scores.build(shapes[-1])
+
+    def call(self, features):
+        return self.scores(features[-1])
+
+    def compute_output_shape(self, shapes):
+        return (*shapes[-1][:-1], self.scores.units)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.scores.units}
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_an_auxiliary_head_of_the_users_own(tiny_backbone, tmp_path, adapters):
+    model = build_segmenter(tiny_backbone(), K, aux=FCNHead(K), adapters=adapters)
+    assert model(IMAGES)["aux"].shape == (4, 8, 12, K)
+    model.compile(run_eagerly=EAGER)
+    history = model.fit(IMAGES, MASKS, verbose=0).history
+    assert set(history) == {"loss", "logits_loss", "aux_loss", "mIoU"}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for key, scores in model(IMAGES).items():
+        np.testing.assert_array_equal(
+            *map(keras.ops.convert_to_numpy, (loaded(IMAGES)[key], scores))
+        )
+
+
+def test_cloning_names_the_way_to_a_new_segmenter(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    with pytest.raises(ValueError, match=r"Segmenter.from_config\(model.get_config"):
+        keras.models.clone_model(model)
+    clone = ksa.Segmenter.from_config(model.get_config())
+    assert isinstance(clone, ksa.Segmenter) and clone.layers[2] is not model.layers[2]
+    assert [w.shape for w in clone.weights] == [w.shape for w in model.weights]
+
+
+@pytest.mark.parametrize("training", [None, True])
+def test_a_nested_backbone_keeps_the_arguments_of_its_call(training):
+    """`inner(x, training=True)` drops out wherever the model is called as it is."""
     inputs = keras.Input((None, None, 3))
-    outer = keras.Model(inputs, model(inputs, aux=True))
-    assert set(outer.predict(IMAGES, verbose=0)) == {"logits", "aux"}
+    x = keras.layers.Dropout(0.5)(keras.layers.Conv2D(4, 4, 4)(inputs))
+    inner = keras.Model(inputs, x)
+    outer = keras.Model(inputs, inner(inputs, training=training))
+    model = build_segmenter(outer, K)
+    for network, name in ((outer, None), (model, "logits")):
+        one, other = network(IMAGES), network(IMAGES)
+        one, other = (one[name], other[name]) if name else (one, other)
+        one, other = map(keras.ops.convert_to_numpy, (one, other))
+        assert np.array_equal(one, other) is (training is None)
 
 
 def test_a_segmenter_with_a_nested_backbone_is_adapted(tiny_backbone):
@@ -297,7 +437,8 @@ def test_mixed_precision_trains_with_float32_logits(tiny_backbone, policy):
         keras.config.set_dtype_policy("float32")
     model.compile(run_eagerly=EAGER)
     assert np.isfinite(model.fit(IMAGES, MASKS, verbose=0).history["loss"][0])
-    assert keras.backend.standardize_dtype(model(IMAGES[:1]).dtype) == "float32"
+    for scores in (*model(IMAGES[:1]).values(), model.for_inference()(IMAGES[:1])):
+        assert keras.backend.standardize_dtype(scores.dtype) == "float32"
 
 
 def test_a_head_and_adapters_of_the_users_own(tiny_backbone):

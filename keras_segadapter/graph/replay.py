@@ -218,7 +218,7 @@ def blocks_inside(operation):
 
 
 def is_whole_block(operation):
-    """Return whether a layer does a block's work: more than a convolution and a norm."""
+    """Return whether a layer is a block: more than a convolution and a norm."""
     return len(getattr(operation, "weights", ())) > 4 and len(kernels(operation)) > 1
 
 

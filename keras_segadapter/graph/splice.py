@@ -1,6 +1,13 @@
-"""Run a backbone again with the features of its stages replaced."""
+"""Run a backbone again with adapters at the ends of its stages."""
+
+import keras
+from keras import layers
 
 from keras_segadapter.graph.replay import record, replay
+from keras_segadapter.graph.stages import stage_keys
+from keras_segadapter.layers.adapter import SegAdapter
+from keras_segadapter.layers.resize import ResizeLike
+from keras_segadapter.layers.tokens import TokensToMap
 
 
 def splice(backbone, inputs, stages, insert):
@@ -39,3 +46,103 @@ def splice(backbone, inputs, stages, insert):
         return features
 
     replay(recording, [inputs], visit)
+
+
+def resolve_adapters(adapters, stages, num_classes, aux):
+    """Return the list of adapters, one per stage; empty for none.
+
+    Raises:
+        TypeError: If `adapters` is neither a boolean nor a list of `SegAdapter`.
+        ValueError: If they do not fit, or `aux` is unknown or asks for their scores
+            where there are none.
+    """
+    if not (aux in ("sum", "per_stage", None) or isinstance(aux, keras.Layer)):
+        raise ValueError(
+            '`aux` must be "sum", "per_stage", None or a layer like `head`. Received: '
+            f"aux={aux!r}"
+        )
+    if adapters is False:
+        return []
+    if adapters is True:
+        deepest = len(stages) - 1
+        return [
+            SegAdapter(
+                num_classes,
+                scale_init=1e-2 * 0.1 ** (deepest - index),
+                name=f"adapter_{key}",
+            )
+            for index, key in enumerate(stage_keys(stages))
+        ]
+    if not isinstance(adapters, (list, tuple)) or not all(
+        isinstance(adapter, SegAdapter) for adapter in adapters
+    ):
+        raise TypeError(
+            "`adapters` must be True, False or a list of SegAdapter. Received: "
+            f"adapters={adapters!r}"
+        )
+    if len({id(adapter) for adapter in adapters}) != len(stages):
+        raise ValueError(
+            "`adapters` must hold one SegAdapter of its own for each of the "
+            f"{len(stages)} taps. Received: {len(adapters)} adapters"
+        )
+    for adapter in adapters:
+        if adapter.num_classes != num_classes:
+            raise ValueError(
+                "Adapters and model must score the same number of classes. Received: "
+                f"num_classes={num_classes} and the adapter '{adapter.name}' with "
+                f"num_classes={adapter.num_classes}"
+            )
+        if isinstance(aux, str) and not adapter.return_scores:
+            raise ValueError(
+                "The auxiliary loss needs the adapters' scores. Set return_scores=True "
+                f"or aux=None. Received: aux={aux!r} and the adapter '{adapter.name}' "
+                "with return_scores=False"
+            )
+    return list(adapters)
+
+
+def splice_adapters(backbone, image, stages, adapters):
+    """Run the backbone with an adapter at each stage.
+
+    Returns:
+        Dict of lists over the stages: "inputs" and "outputs" of the adapters as feature
+        maps `(B, h, w, C)`, and the "scores" `(B, h, w, K)` of those that return them.
+    """
+    found = {"inputs": [], "outputs": [], "scores": []}
+
+    def insert(index, features):
+        tokens = len(features.shape) == 3
+        grid = _grid(image, stages[index].stride) if tokens else None
+
+        def as_map(features):
+            return TokensToMap(dtype=features.dtype)([features, grid])
+
+        found["inputs"].append(as_map(features) if tokens else features)
+        if not adapters:
+            found["outputs"].append(found["inputs"][-1])
+            return features
+        adapted = adapters[index]([features, grid] if tokens else features)
+        if adapters[index].return_scores:
+            adapted, scores = adapted
+            found["scores"].append(scores)
+        found["outputs"].append(as_map(adapted) if tokens else adapted)
+        return adapted
+
+    splice(backbone, image, stages, insert)
+    return found
+
+
+def _grid(image, stride):
+    """Return a map with one pixel per patch: the last pixel of each whole patch."""
+    return image[:, stride - 1 :: stride, stride - 1 :: stride]
+
+
+def add_at_finest(scores):
+    """Resize the stages' scores to the first one's size and add them, in float32."""
+    resized = [
+        ResizeLike(dtype="float32")([stage_scores, scores[0]])
+        for stage_scores in scores[1:]
+    ]
+    if not resized:
+        return scores[0]
+    return layers.Add(dtype="float32", name="coarse")([scores[0], *resized])

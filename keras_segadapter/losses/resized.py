@@ -1,11 +1,10 @@
-"""Keras' losses and metrics, and the user's own, on scores smaller than the mask."""
+"""Keras' losses, and the user's own, on scores smaller than the mask."""
 
 import keras
 
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.mask_loss import ONE_HOT, MaskLoss
 from keras_segadapter.losses.tiles import resized_whole
-from keras_segadapter.metrics import MeanIoU
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -43,43 +42,6 @@ class ResizedLoss(keras.losses.Loss):
         return cls(**{**config, "loss": loss})
 
 
-@keras.saving.register_keras_serializable("keras_segadapter")
-class ResizedMetric(keras.metrics.Metric):
-    """Resize scores to the mask, then hand both to another metric.
-
-    `Segmenter.compile` puts it around metrics that are not of this package.
-
-    Args:
-        metric: `keras.metrics.Metric` for class ids `(B, H, W)` and logits
-            `(B, H, W, K)`.
-        **kwargs: `name` and `dtype`, as in `keras.metrics.Metric`. The name defaults to
-            that of `metric`.
-    """
-
-    def __init__(self, metric, **kwargs):
-        super().__init__(**{"name": metric.name, **kwargs})
-        self.metric = metric
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        self.metric.update_state(y_true, resized_whole(y_pred, y_true), sample_weight)
-
-    def result(self):
-        return self.metric.result()
-
-    def reset_state(self):
-        self.metric.reset_state()
-
-    def get_config(self):
-        config = super().get_config()
-        config.update(metric=keras.saving.serialize_keras_object(self.metric))
-        return config
-
-    @classmethod
-    def from_config(cls, config):
-        metric = keras.saving.deserialize_keras_object(config["metric"])
-        return cls(**{**config, "metric": metric})
-
-
 def fit_loss(loss):
     """Return a loss that takes a mask of ids and a segmenter's scores.
 
@@ -95,7 +57,7 @@ def fit_loss(loss):
     ):
         return loss
     named = keras.losses.get(loss)
-    if not _is_of_keras(named) or (
+    if not is_of_keras(named) or (
         isinstance(named, keras.losses.SparseCategoricalCrossentropy)
         and named.from_logits
     ):
@@ -115,48 +77,7 @@ def fit_loss(loss):
     )
 
 
-def fit_metric(metric):
-    """Return a metric that takes a mask of ids and a segmenter's scores.
-
-    Args:
-        metric: A metric as `keras.Model.compile` takes it.
-
-    Raises:
-        ValueError: If it is one of Keras' metrics that does not take ids and logits of
-            each class; the message names those that do.
-    """
-    if isinstance(metric, (MeanIoU, ResizedMetric)):
-        return metric
-    if isinstance(metric, str) and metric in ("accuracy", "acc"):
-        metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
-    named = keras.metrics.get(metric)
-    takes_ids = isinstance(named, _OF_IDS) or not _is_of_keras(named)
-    if type(named) is keras.metrics.MeanMetricWrapper:
-        takes_ids = True  # around a function of the user's own
-    if isinstance(named, keras.metrics.IoU):
-        takes_ids = named.sparse_y_true and not named.sparse_y_pred
-    if isinstance(named, keras.metrics.SparseCategoricalCrossentropy):
-        takes_ids = named.from_logits
-    if not takes_ids:
-        raise ValueError(
-            "The model gives logits of each class and masks hold class ids, but this "
-            "metric takes other values. Use keras_segadapter.MeanIoU(num_classes), "
-            '"accuracy", or a metric of your own. Received: '
-            f"metrics=[..., {metric!r}, ...]"
-        )
-    if not isinstance(named, keras.metrics.Metric):
-        named = keras.metrics.MeanMetricWrapper(named, name=named.__name__)
-    return ResizedMetric(named)
-
-
-# What Keras has for ids and scores of each class.
-_OF_IDS = (
-    keras.metrics.SparseCategoricalAccuracy,
-    keras.metrics.SparseTopKCategoricalAccuracy,
-    keras.metrics.SparseCategoricalCrossentropy,
-)
-
-
-def _is_of_keras(thing):
+def is_of_keras(thing):
+    """Return whether a function, or the class of an object, is one of Keras' own."""
     kind = thing if hasattr(thing, "__name__") else type(thing)
     return kind.__module__.partition(".")[0] == "keras"

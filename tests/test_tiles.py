@@ -1,16 +1,21 @@
-"""Losses and metrics that resize small scores a tile at a time."""
+"""Losses and metrics resize small scores a tile at a time, to the same numbers."""
 
 import keras
 import numpy as np
 import pytest
-from conftest import EAGER
 from keras import ops
 
 import keras_segadapter as ksa
 from keras_segadapter.layers.native import resize_bilinear
+from keras_segadapter.losses import tiles
 
 # Of a height that the blocks do not divide, by a factor that is no integer.
 SIZE, SMALL, CLASSES, TILE = (22, 27), (6, 7), 5, 4
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", TILE)
 
 
 def batch(seed=0):
@@ -59,8 +64,7 @@ def test_value_and_gradient_are_those_of_the_resized_logits(weighted):
         return plain(labels, resize_bilinear(scores, *SIZE), **kwargs)
 
     expected = gradient(on_logits, labels, scores, **weights)
-    blockwise = ksa.SegmentationCrossentropy(tile=TILE, **options)
-    found = gradient(blockwise, labels, scores, **weights)
+    found = gradient(plain, labels, scores, **weights)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(
             ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5
@@ -68,22 +72,24 @@ def test_value_and_gradient_are_those_of_the_resized_logits(weighted):
     assert np.abs(ops.convert_to_numpy(found[1])).max() > 1e-3
 
 
-@pytest.mark.parametrize("tile", [1, 22, 100])
-def test_any_size_of_tiles_and_weights_of_images(tile):
+@pytest.mark.parametrize("tile", [3, 22, 100])
+def test_any_size_of_tiles_and_weights_of_images(tile, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", tile)
     labels, scores = batch()
     logits = resize_bilinear(scores, *SIZE)
     images = np.array([1.0, 3.0], "float32")
-    expected = ksa.SegmentationCrossentropy()(labels, logits, images)
-    found = ksa.SegmentationCrossentropy(tile=tile)(labels, scores, images)
-    np.testing.assert_allclose(float(found), float(expected), atol=1e-5)
-    # Masks with a channel, and logits that have their size already.
-    same = ksa.SegmentationCrossentropy(tile=tile)(labels[..., None], logits, images)
-    np.testing.assert_allclose(float(same), float(expected), atol=1e-6)
+    loss = ksa.SegmentationCrossentropy()
+    expected = float(loss(labels, logits, images))
+    assert float(loss(labels, scores, images)) == pytest.approx(expected, abs=1e-5)
+    # Masks and weights with a channel.
+    pixels = np.ones(labels.shape, "float32") * images[:, None, None]
+    found = float(loss(labels[..., None], scores, pixels[..., None]))
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_void_alone_gives_zero_and_foreign_ids_nan():
+def test_only_void_gives_zero_and_foreign_ids_nan():
     labels, scores = batch()
-    loss = ksa.SegmentationCrossentropy(tile=TILE)
+    loss = ksa.SegmentationCrossentropy()
     assert float(loss(np.full_like(labels, 255), scores)) == 0.0
     labels[0, 10, 10] = CLASSES
     assert np.isnan(float(loss(labels, scores)))
@@ -92,15 +98,14 @@ def test_void_alone_gives_zero_and_foreign_ids_nan():
 def test_the_metric_counts_the_same_pixels():
     labels, scores = batch()
     labels[1, 5, 5] = 77  # no class
-    whole, in_tiles = ksa.MeanIoU(CLASSES), ksa.MeanIoU(CLASSES, tile=TILE)
+    whole, in_tiles = ksa.MeanIoU(CLASSES), ksa.MeanIoU(CLASSES)
     whole.update_state(labels, resize_bilinear(scores, *SIZE))
     in_tiles.update_state(labels, scores)
     np.testing.assert_array_equal(in_tiles.confusion_matrix(), whole.confusion_matrix())
     assert in_tiles.confusion_matrix().sum() == 2 * (22 - 3) * 27 - 1
-    assert in_tiles.get_config()["tile"] == TILE
 
 
-def small_model(tile, aux="sum"):
+def small_model(loss, aux="sum"):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 4, 4)(inputs)
@@ -108,38 +113,34 @@ def small_model(tile, aux="sum"):
     model = ksa.build_segmenter(
         keras.Model(inputs, x), 3, head=ksa.MLPHead(3, 8, dropout=0.0), aux=aux
     )
-    loss = ksa.SegmentationCrossentropy(tile=tile)
     model.compile(keras.optimizers.SGD(0.05), loss=loss)
     return model
 
 
-@pytest.mark.parametrize("aux", ["sum", "per_stage"])
-def test_training_and_evaluation_are_the_same(aux, tmp_path):
+def whole():
+    """Keras' own loss, which the model's wrapper gives the whole logits."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize(
+    "aux", ["sum", pytest.param("per_stage", marks=pytest.mark.integration)]
+)
+def test_training_and_evaluation_are_those_of_whole_logits(aux):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 24, 40, 3)).astype("float32")
     masks = rng.integers(0, 3, (4, 24, 40)).astype("uint8")
-    plain, blockwise = small_model(None, aux), small_model(5, aux)
-    for model in (plain, blockwise):
+    models = small_model(whole(), aux), small_model("auto", aux)
+    for model in models:
         model.fit(images, masks, 2, shuffle=False, verbose=0)
-    for one, other in zip(plain.weights, blockwise.weights, strict=True):
+    for one, other in zip(*(model.weights for model in models), strict=True):
         np.testing.assert_allclose(
             ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5
         )
     expected, found = (
         model.evaluate(images, masks, 2, verbose=0, return_dict=True)
-        for model in (plain, blockwise)
+        for model in models
     )
-    assert set(found) == set(expected)
-    for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, atol=1e-5)
-    # Called by hand it gives what it always gives; a loaded one steps the same way.
-    assert blockwise.predict(images, verbose=0).shape == (4, 24, 40, 3)
-    blockwise.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    found = loaded.evaluate(images, masks, 2, verbose=0, return_dict=True)
-    np.testing.assert_allclose(found["loss"], expected["loss"], atol=1e-5)
-    assert loaded.loss["logits"].tile == 5
-    assert blockwise(images, training=True)["logits"].shape == (4, 24, 40, 3)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.skipif(
@@ -162,26 +163,14 @@ def test_sizes_that_tensorflow_learns_at_run_time():
         lambda: iter(pairs), output_signature=shapes
     ).repeat()
     losses = []
-    for tile in (None, 16):
-        found = small_model(tile).evaluate(data, steps=2, verbose=0, return_dict=True)
+    for loss in (whole(), "auto"):
+        found = small_model(loss).evaluate(data, steps=2, verbose=0, return_dict=True)
         losses.append(found)
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_bad_input(tiny_backbone):
+def test_masks_that_do_not_fit():
     labels, scores = batch()
-    with pytest.raises(ValueError, match="at the size"):
-        ksa.SegmentationCrossentropy()(labels, scores)
-    with pytest.raises(ValueError, match="tile"):
-        ksa.SegmentationCrossentropy(tile=0)
-    with pytest.raises(ValueError, match="one class id a pixel"):
-        ksa.SegmentationCrossentropy(tile=4)(labels[:1], scores)
-    model = ksa.build_segmenter(tiny_backbone(), 3)
-    loss = ksa.SegmentationCrossentropy(tile=64)
-    with pytest.raises(ValueError, match=r"MeanIoU\(num_classes, tile=64\)"):
-        model.compile(loss=loss, metrics=[ksa.MeanIoU(3)])
-    mixed = {"logits": loss, "aux": ksa.SegmentationCrossentropy()}
-    with pytest.raises(ValueError, match="all losses take"):
-        model.compile(loss=mixed)
-    model.compile(loss=loss, metrics=[], run_eagerly=EAGER)
-    assert model.evaluate(np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 16)), verbose=0)
+    for wrong in (labels[:1], labels[0], np.eye(CLASSES)[labels % CLASSES]):
+        with pytest.raises(ValueError, match="one class id per pixel"):
+            ksa.SegmentationCrossentropy()(wrong, scores)
