@@ -1,3 +1,5 @@
+"""cost_report: parameters and multiply-adds against counts by hand."""
+
 import keras
 import pytest
 from keras import layers, ops
@@ -7,7 +9,7 @@ from keras_segadapter.inference.cost import cost_report
 
 
 class Block(layers.Layer):
-    """A layer of a user's own: a function of its input and of layers inside."""
+    """A user's layer: a function of its input and of the layers inside."""
 
     def __init__(self, function, *inside, **kwargs):
         super().__init__(**kwargs)
@@ -36,15 +38,15 @@ class ToNumPy(layers.Layer):
         return input_shape
 
 
-class Untold(ToNumPy):
-    """Such a layer that does not tell the size of what it gives, either."""
+class OpenSize(ToNumPy):
+    """Such a layer, which leaves the size of its output open as well."""
 
     def compute_output_shape(self, input_shape):
         return (None, None, None, input_shape[-1])
 
 
 def segmenter(*between, num_classes=3, size=(None, None), adapters=False):
-    """A backbone of one stage at stride 4 with 6 channels, `between` in its midst."""
+    """Build a segmenter of one stage: stride 4, 6 channels, with `between` inside."""
     inputs = keras.Input((*size, 3))
     x = layers.Conv2D(6, 4, 4)(inputs)
     for layer in between:
@@ -58,7 +60,7 @@ def rows(report, part):
 
 
 def stage_cost(*between):
-    """Multiply-adds of `between`, in a map of 4 x 8 pixels and 6 channels."""
+    """Return the multiply-adds of `between`, on 4 x 8 pixels with 6 channels."""
     report = cost_report(segmenter(*between, size=(16, 32)), (16, 32))
     assert report.not_counted == ()
     (stage,) = rows(report, "backbone")
@@ -196,24 +198,24 @@ def test_a_vision_transformer():
     assert report.not_counted == ()
 
 
-def test_layers_of_ones_own_are_looked_into():
+def test_layers_inside_a_users_layers_are_counted():
     inner = Block(lambda x, dense: dense(x), layers.Dense(6))
     outer = Block(lambda x, block, conv: conv(block(x)), inner, layers.Conv2D(4, 1))
     sequential = keras.Sequential([keras.Input((4, 8, 4)), layers.Dense(7)])
     assert stage_cost(outer, sequential) == 32 * (36 + 24 + 28)
 
 
-def test_layers_that_cannot_be_counted_are_named():
+def test_layers_that_can_not_be_counted_are_named():
     model = segmenter(ToNumPy(name="odd"), Block(lambda x, y: y(x), ToNumPy(name="in")))
     report = cost_report(model, (16, 32))
     assert report.not_counted == ("odd", "in")
     assert str(report).endswith("not counted: odd\nnot counted: in")
 
 
-def test_a_size_that_is_not_told_cannot_be_counted():
-    inside = Untold(name="untold"), layers.Dense(6, name="after")
-    block = Block(lambda x, untold, dense: dense(untold(x)), *inside)
-    assert cost_report(segmenter(block), (16, 32)).not_counted == ("untold", "after")
+def test_layers_behind_an_open_size_are_named():
+    inside = OpenSize(name="open"), layers.Dense(6, name="after")
+    block = Block(lambda x, open_size, dense: dense(open_size(x)), *inside)
+    assert cost_report(segmenter(block), (16, 32)).not_counted == ("open", "after")
 
 
 def test_the_head_projects_before_it_resizes():
@@ -227,7 +229,8 @@ def test_the_head_projects_before_it_resizes():
     assert head.multiply_adds == (
         sum(n * 8 * (channels + 8) for n, channels in stages) + pixels[0] * 8 * 19
     )
-    # Four multiply-adds a value: three stages to the first, the scores to the image.
+    # Four multiply-adds per value: three stages are resized to the first, and the
+    # scores to the image.
     assert resizes.multiply_adds == 4 * (3 * pixels[0] * 8 + 64 * 96 * 19)
     assert resizes.parameters == 0
 
@@ -258,14 +261,14 @@ def test_adapt_mit_b0_costs_what_the_paper_says():
 
 @pytest.mark.parametrize(
     "backbone, millions",
-    [(ksa.MiTB1, 17.3), pytest.param(ksa.MiTB2, 28.4, marks=pytest.mark.slow)],
+    [(ksa.MiTB1, 17.3), pytest.param(ksa.MiTB2, 28.4, marks=pytest.mark.integration)],
 )
 def test_parameters_are_the_published_ones(backbone, millions):
     report = cost_report(ksa.build_segmenter(backbone(), 150), 64)
     assert round(report.parameters / 1e6, 1) == millions
 
 
-def test_what_is_behind_the_last_tap_is_not_counted(tiny_backbone):
+def test_layers_behind_the_last_tap_are_not_counted(tiny_backbone):
     backbone = tiny_backbone((4, 6, 8))
     taps = ksa.find_stages(backbone)[:2]
     whole = cost_report(ksa.build_segmenter(backbone, 3), 32)
@@ -273,7 +276,7 @@ def test_what_is_behind_the_last_tap_is_not_counted(tiny_backbone):
     assert rows(cut, "backbone") == rows(whole, "backbone")[:2]
 
 
-def test_a_shared_layer_has_its_parameters_once():
+def test_parameters_of_a_shared_layer_are_counted_once():
     shared = layers.Dense(6)
     report = cost_report(segmenter(shared, shared), 16)
     (stage,) = rows(report, "backbone")
@@ -287,25 +290,32 @@ def test_a_shared_layer_has_its_parameters_once():
 def test_a_model_of_fixed_size():
     model = segmenter(size=(16, 32))
     assert cost_report(model, (16, 32)).multiply_adds > 0
-    with pytest.raises(ValueError, match=r"takes images of \(16, 32\) only"):
+    with pytest.raises(ValueError, match=r"must be \(16, 32\), the only size"):
         cost_report(model, 32)
 
 
 @pytest.mark.parametrize(
-    "size, sentence",
+    "size, words",
     [
-        (0, r"`image_size\[0\]` must be an integer of at least 4. Received: .*=0"),
-        (3, "at least 4"),
-        ((32, 2), r"image_size\[1\]=2"),
-        (32.0, "32.0"),
-        ((32, 32, 3), r"`image_size` must be \(height, width\)"),
+        pytest.param(
+            0,
+            r"`image_size\[0\]` must be an integer of at least 4. Received: .*=0",
+            id="0",
+        ),
+        pytest.param(3, "at least 4", id="below the stride"),
+        pytest.param((32, 2), r"image_size\[1\]=2", id="width below the stride"),
+        pytest.param(32.0, "32.0", id="float"),
+        pytest.param(
+            (32, 32, 3), r"`image_size` must be \(height, width\)", id="triple"
+        ),
     ],
 )
-def test_bad_sizes(size, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_bad_sizes_raise(size, words):
+    with pytest.raises(ValueError, match=words):
         cost_report(segmenter(), size)
 
 
-def test_other_models_are_refused():
-    with pytest.raises(TypeError, match=r"takes a Segmenter.*Sequential"):
+def test_other_models_raise():
+    words = r"cost_report takes a keras_segadapter\.Segmenter.*Sequential"
+    with pytest.raises(TypeError, match=words):
         cost_report(keras.Sequential(), 64)

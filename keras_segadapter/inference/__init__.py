@@ -1,8 +1,8 @@
-"""From images of any size to logits, scores by class, and what a model costs."""
+"""Inference: logits and labels of images of any size, evaluation, and cost."""
 
-from keras_segadapter.inference.predict import predict_logits
-from keras_segadapter.inference.evaluate import Evaluation, evaluate_images
 from keras_segadapter.inference.cost import CostReport, cost_report
+from keras_segadapter.inference.evaluate import Evaluation, evaluate_images
+from keras_segadapter.inference.predict import predict_logits
 
 __all__ = [
     "CostReport",

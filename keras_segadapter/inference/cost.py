@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 import keras
 
-from keras_segadapter.validation import check_segmenter, check_size
-from keras_segadapter.inference.predict import deepest_stride
-from keras_segadapter.inference.multiply_adds import Tally
-from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import splice
 from keras_segadapter.graph.stages import stage_keys
+from keras_segadapter.inference.multiply_adds import Tally
+from keras_segadapter.inference.predict import deepest_stride
+from keras_segadapter.layers import ResizeLike
+from keras_segadapter.validation import check_segmenter, check_size
 
 
 class Cost(NamedTuple):
-    """A row of the table."""
+    """One row of a `CostReport`: a part of the model at one stage."""
 
     part: str
     stage: str
@@ -26,14 +26,14 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CostReport:
-    """What a model costs; printed, it is a table.
+    """Parameters and multiply-adds of a model, which print as a table.
 
     Attributes:
-        title: The model's name and the size of the image.
-        rows: Tuple of (part, stage, parameters, multiply_adds).
-        parameters: Sum of the rows' parameters.
-        multiply_adds: Sum of the rows' multiply-adds.
-        not_counted: Names of layers whose multiply-adds are not known.
+        title: String. The model's name and the size of the image.
+        rows: Tuple of rows (part, stage, parameters, multiply_adds).
+        parameters: Integer. Sum over the rows.
+        multiply_adds: Integer. Sum over the rows.
+        not_counted: Tuple of the names of layers whose multiply-adds are not known.
 
     Example: see `cost_report`.
     """
@@ -69,29 +69,30 @@ class CostReport:
 def cost_report(model, image_size):
     """Count parameters and multiply-adds of one image at inference, part by part.
 
-    Matrix products, convolutions and attention's two products count, and four
-    multiply-adds for each value that a bilinear resize gives, in a row of their own.
-    Norms, activations, pooling, additions and elementwise products count nothing, as in
-    the paper. The coarse path, for training only, is left out, and so is what the
-    backbone has behind its last tap. A stage ends with its tap. Parameters are Keras'
-    count, statistics of batch norms among them.
+    Matrix products, convolutions and the two products of attention are counted, and
+    four multiply-adds per value of a bilinear resize, in a row of their own. Norms,
+    activations, pooling, additions and elementwise products are not, as in the paper.
+    Left out are the auxiliary path, which is for training only, and what follows the
+    last tap in the backbone. A stage ends with its tap. Parameters are counted as Keras
+    does, statistics of batch norms included.
 
-    Layers made of others are looked into by their `call` on symbolic tensors. One that
-    can't run so is listed as not counted: in a layer of your own use `keras.ops`, and
-    write `x * weight`, not `weight * x`.
+    A layer made of other layers is counted by running its `call` on symbolic tensors. A
+    layer that can't run on them is listed as not counted: use `keras.ops` in your own
+    layers, and write `x * weight` rather than `weight * x`.
 
     Args:
         model: A `Segmenter`.
-        image_size: Height and width of the image: an integer, or a pair of them.
+        image_size: Integer or pair of integers. Height and width of the image.
 
     Returns:
-        A report to be printed. It has `.parameters` and `.multiply_adds`, the totals;
-        `.rows` of (part, stage, parameters, multiply_adds); and `.not_counted`, names.
+        A `CostReport` to print, with the totals `.parameters` and `.multiply_adds`,
+        `.rows` of (part, stage, parameters, multiply_adds), and the names
+        `.not_counted`.
 
     Raises:
-        TypeError: If `model` is no `Segmenter`.
-        ValueError: If `image_size` is not one or two integers, is below the deepest
-            stride, or is a size that the model does not take.
+        TypeError: If `model` is not a `Segmenter`.
+        ValueError: If `image_size` is neither an integer nor a pair of integers, is
+            below the deepest stride, or is a size that the model does not take.
 
     Example:
 
@@ -104,7 +105,8 @@ def cost_report(model, image_size):
 
     Source: paper, sections 2 and 4.
     """
-    size = _check(model, image_size)
+    check_segmenter(model, "cost_report")
+    size = _checked_size(model, image_size)
     rows, seen, tallies = [], set(), []
     for part, key, piece in _pieces(model, size):
         tally = Tally(piece)
@@ -122,9 +124,8 @@ def cost_report(model, image_size):
     )
 
 
-def _check(model, image_size):
-    """Height and width as a pair."""
-    check_segmenter(model, "cost_report")
+def _checked_size(model, image_size):
+    """Return the image's height and width as a pair, checked against the model."""
     pair = isinstance(image_size, (tuple, list))
     size = check_size(
         "image_size",
@@ -134,14 +135,14 @@ def _check(model, image_size):
     fixed = model.input_shape[1:3]
     if any(side not in (None, given) for side, given in zip(fixed, size, strict=True)):
         raise ValueError(
-            f"The model '{model.name}' takes images of {fixed} only. Received: "
-            f"image_size={image_size}"
+            f"`image_size` must be {fixed}, the only size that the model "
+            f"'{model.name}' takes. Received: image_size={image_size}"
         )
     return size
 
 
 def _pieces(model, size):
-    """The model in pieces, each a functional model on one image: (part, key, piece)."""
+    """Yield the model in pieces: part, key of the stage, functional model."""
     shape, dtype = (1, *size, model.input_shape[-1]), model.inputs[0].dtype
     image = keras.Input(batch_shape=shape, dtype=dtype)
     ends, maps = [], []

@@ -6,33 +6,30 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from keras_segadapter.validation import ignored_ids
 from keras_segadapter.data.reading import read_image, read_mask
 from keras_segadapter.inference.predict import check_view, predict_logits
 from keras_segadapter.metrics import figures
-
-WHITE, GREY, BLUE = np.array([[255] * 3, [225] * 3, [8, 48, 107]])
+from keras_segadapter.validation import check_segmenter, ignored_ids
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Evaluation:
-    """What `evaluate_images` found; printed, it is a table by class.
+    """The result of `evaluate_images`, which prints as a table by class.
 
-    All figures are shares from 0 to 1, in float64 from the exact counts. A class that
-    does not occur has NaN and is left out of the means.
+    Figures are shares from 0 to 1, in float64 from exact counts. A class that does not
+    occur has NaN and is left out of the means.
 
     Attributes:
-        miou: Mean of `iou` (mIoU).
-        mean_accuracy: Mean of `class_accuracy` (mAcc).
-        accuracy: Share of all pixels that are right (aAcc).
-        iou: Intersection over union by class, `(K,)`.
-        class_accuracy: Share of a class' pixels that are right, `(K,)`.
-        confusion: Counts of pixels, int64 `(K, K)`: rows are true classes, columns
-            predicted.
+        miou: Float. Mean of `iou` (mIoU).
+        mean_accuracy: Float. Mean of `class_accuracy` (mAcc).
+        accuracy: Float. Share of all pixels that are right (aAcc).
+        iou: Array `(K,)`. Intersection over union by class.
+        class_accuracy: Array `(K,)`. Share of the class's pixels that are right.
+        confusion: int64 array `(K, K)`. Counts of pixels: rows are true classes,
+            columns predicted.
         class_names: Tuple of K names.
-        images: Number of images.
+        images: Integer. Number of images.
 
     Example: see `evaluate_images`.
     """
@@ -69,34 +66,19 @@ class Evaluation:
     def picture(self, path):
         """Draw the confusion matrix as a PNG file.
 
-        A row is a true class, a column a predicted one. The darker a cell, the larger
-        its share of the row's pixels; up to 40 classes it is printed, in percent. Rows
-        of classes that do not occur are grey.
+        Rows are true classes, columns predicted ones. The darker a cell, the larger its
+        share of the row's pixels; up to 40 classes the share is printed, in percent.
+        Rows of classes that do not occur are gray.
 
         Args:
-            path: Where to write the file.
+            path: Path of the file to write.
 
         Returns:
             The `pathlib.Path` of the file.
 
         Example: see `evaluate_images`.
         """
-        pixels = self.confusion.sum(axis=1, keepdims=True)  # (K, 1)
-        shares = self.confusion / np.maximum(pixels, 1)  # (K, K)
-        count = len(shares)
-        cell = min(max(960 // count, 12), 40)
-        sheet, margin = _names_on_two_sides(self.class_names, cell)
-        colors = WHITE + shares[..., None] * (BLUE - WHITE)  # (K, K, 3)
-        colors = np.where(pixels[..., None], np.round(colors), GREY).astype("uint8")
-        cells = colors.repeat(cell, axis=0).repeat(cell, axis=1)
-        sheet.paste(Image.fromarray(cells), (margin, margin))
-        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(0.4 * cell)
-        for row, column in np.argwhere(shares >= 0.005) if count <= 40 else ():
-            share = shares[row, column]
-            x, y = margin + cell * (column + 0.5), margin + cell * (row + 0.5)
-            ink = "white" if share > 0.5 else "black"
-            draw.text((x, y), f"{100 * share:.0f}", ink, font, anchor="mm")
-        sheet.save(path, "PNG")
+        _confusion_figure(self.confusion, self.class_names).savefig(path, format="png")
         return Path(path)
 
 
@@ -121,30 +103,30 @@ def evaluate_images(
 
     Args:
         model: A `Segmenter`.
-        pairs: Iterable of pairs (image, mask), `(H, W, C)` and `(H, W)` of class ids,
-            as arrays or as two paths of files; or of batches `(B, H, W, C)` and
-            `(B, H, W)`. A `FolderDataset` serves, with `batch_size=1` for images of
-            mixed sizes; without `image_size`, which would resize the masks.
-        ignore_class: Id of void pixels, several ids, or None. They are never counted.
-        class_names: K names for the table and the picture. By default those
-            of the dataset, or the ids.
-        short_side: Pixels that the shorter side is resized to; None keeps the size.
-        crop: Side of sliding windows; None for the whole image at once.
-        stride: Pixels from a window to the next. By default two thirds of `crop`.
-        scales: Factors on the size, for a prediction each.
-        flip: Whether to predict the mirrored images as well.
+        pairs: Iterable of pairs of an image `(H, W, C)` and a mask `(H, W)` of class
+            ids, as arrays or as two paths of files; or of pairs of batches `(B, H, W,
+            C)` and `(B, H, W)`. A `FolderDataset` works too, without `image_size`,
+            which would resize the masks, and with `batch_size=1` if sizes differ.
+        ignore_class: Integer, list of integers, or None. Ids of void pixels, which are
+            not counted. Defaults to `255`.
+        class_names: List of K strings. Names for the table and the picture. Defaults to
+            the `class_names` of `pairs`, or else to the ids.
+        short_side: As in `predict_logits`. Defaults to `None`.
+        crop: As in `predict_logits`. Defaults to `None`.
+        stride: As in `predict_logits`. Defaults to `None`.
+        scales: As in `predict_logits`. Defaults to `(1.0,)`.
+        flip: As in `predict_logits`. Defaults to `False`.
 
     Returns:
-        An `Evaluation` to be printed. It has `.miou`, `.mean_accuracy`, `.accuracy`,
-        by class `.iou` and `.class_accuracy`, the counts `.confusion`, and
-        `.picture(path)`.
+        An `Evaluation` to print, with `.miou`, `.mean_accuracy`, `.accuracy`, by class
+        `.iou` and `.class_accuracy`, the counts `.confusion`, and `.picture(path)`.
 
     Raises:
-        TypeError: If `model` is no `Segmenter`, `ignore_class` is neither None, an
-            integer nor a list of integers, or `pairs` gives something else than pairs.
-        ValueError: If an argument is not as described, there are no pairs, or one of
-            them is faulty: a mask of another size than its image, or ids that are
-            neither classes nor ignored. The sentence names the file or its number.
+        TypeError: If `model` is not a `Segmenter`, if `ignore_class` is neither None,
+            an integer nor a list of integers, or if `pairs` yields anything but pairs.
+        ValueError: If an argument is not as described, if there are no pairs, or if a
+            pair is faulty: its mask differs in size from the image, or holds ids that
+            are neither classes nor ignored. The message names the pair.
 
     Example:
 
@@ -162,15 +144,16 @@ def evaluate_images(
     evaluation.picture("confusion.png")
     ```
 
-    Source: the tests in the paper's settings files; MMSegmentation's IoU metric.
+    Source: the tests in the paper's configuration files; MMSegmentation's IoU metric.
     """
+    check_segmenter(model, "evaluate_images")
     check_view(model, short_side, crop, stride, scales)
     if class_names is None:
         class_names = getattr(pairs, "class_names", None)
     classes = model.num_classes
     names = _checked_names(class_names, classes)
     ignored = ignored_ids(ignore_class)
-    # NumPy counts: on JAX every size of mask would compile anew.
+    # Counted in NumPy: JAX would compile again for each size of mask.
     confusion, images = np.zeros((classes, classes), "int64"), 0
     for name, image, mask in _read(pairs, classes, ignored):
         try:
@@ -184,7 +167,7 @@ def evaluate_images(
                 flip=flip,
             )
         except ValueError as error:
-            raise ValueError(f"The image of {name} failed. {error}") from error
+            raise ValueError(f"The image of {name} can't be used. {error}") from error
         labels = logits.argmax(axis=-1)  # (H, W)
         valid = ~np.isin(mask, ignored)
         cells = mask[valid].astype("int64") * classes + labels[valid]
@@ -193,8 +176,8 @@ def evaluate_images(
         images += 1
     if not images:
         raise ValueError(
-            "`pairs` gave no images. Pass pairs (image, mask); a generator or zip that "
-            "was read before is empty."
+            "`pairs` must yield at least one pair (image, mask). A generator or zip "
+            "that was read before is empty. Received: no pairs"
         )
     report = figures(confusion)
     return Evaluation(
@@ -210,26 +193,27 @@ def evaluate_images(
 
 
 def _checked_names(class_names, num_classes):
+    """Return a tuple of K names; ids where none are given."""
     names = range(num_classes) if class_names is None else class_names
     names = tuple(map(str, names))
     if len(names) != num_classes:
         raise ValueError(
-            f"`class_names` must hold {num_classes} names, one a class of the model. "
-            f"Received: {len(names)} names"
+            f"`class_names` must hold {num_classes} names, one per class of the model. "
+            f"Received: {len(names)} names, class_names={names}"
         )
     return names
 
 
 def _read(pairs, num_classes, ignored):
-    """Images `(H, W, C)` and masks `(H, W)` one by one, with the name of the pair."""
+    """Yield a name for errors, an image `(H, W, C)` and a mask `(H, W)` at a time."""
     if isinstance(pairs, keras.utils.PyDataset):
-        # By its length: not every PyDataset says when it is through.
+        # By its length, since iteration need not end with the epoch.
         pairs = map(pairs.__getitem__, range(len(pairs)))
     for index, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(
-                "`pairs` must give pairs (image, mask), such as zip(images, masks). "
-                f"Received: number {index} is a {type(pair).__name__}"
+                "`pairs` must yield pairs (image, mask), as zip(images, masks) does. "
+                f"Received: item {index} of type {type(pair).__name__}"
             )
         name, (image, mask) = f"pair {index}", pair
         if isinstance(image, (str, os.PathLike)):
@@ -244,49 +228,52 @@ def _read(pairs, num_classes, ignored):
 
 
 def _checked_mask(name, image, mask, num_classes, ignored):
-    """The mask, or masks of a batch, without a last axis of 1."""
+    """Return a mask, or a batch of masks, without a last axis of length 1."""
     if mask.shape == (*image.shape[:-1], 1):
         mask = mask[..., 0]
     if mask.ndim not in (2, 3) or mask.shape != image.shape[:-1]:
         raise ValueError(
-            f"The mask of {name} must hold one class id a pixel, (height, width), at "
-            f"the size of its image. Received: a mask of shape {mask.shape} for an "
-            f"image of shape {image.shape}"
+            f"The mask of {name} must hold one class id per pixel, (height, width), at "
+            f"the size of its image. Received: mask of shape {mask.shape} for an image "
+            f"of shape {image.shape}"
         )
     if mask.dtype.kind not in "iu":
         raise ValueError(
-            f"The mask of {name} must hold class ids, integers. Received: dtype "
+            f"The mask of {name} must hold integer class ids. Received: mask of dtype "
             f"{mask.dtype}"
         )
     ids = np.unique(mask).tolist()
     wrong = [i for i in ids if not 0 <= i < num_classes and i not in ignored]
     if wrong:
         raise ValueError(
-            f"The mask of {name} holds ids outside the {num_classes} classes "
-            f"0..{num_classes - 1}: {wrong[:10]} (ignored: {ignored or 'none'}). Map "
-            "them to class ids, or add them to `ignore_class`."
+            f"The mask of {name} must hold ids of the {num_classes} classes, 0.."
+            f"{num_classes - 1}, or ignored ones. Map others to classes, or add them "
+            f"to `ignore_class`. Received: ids {wrong[:10]}, ignore_class={ignored}"
         )
     return mask
 
 
+def _confusion_figure(confusion, class_names):
+    """Draw the shares of each row's pixels and return the figure."""
+    # The import takes half a second, which only those who draw should wait for.
+    from matplotlib.figure import Figure
+
+    pixels = confusion.sum(axis=1, keepdims=True)  # (K, 1)
+    shares = np.ma.array(confusion / np.maximum(pixels, 1))  # (K, K)
+    shares[pixels[:, 0] == 0] = np.ma.masked
+    count = len(shares)
+    cell, font_size = (0.4, 9) if count <= 40 else (0.15, 6)  # inches and points
+    figure = Figure([2 + cell * count] * 2, layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="true", facecolor="0.88")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(count), class_names, rotation=90, fontsize=font_size)
+    axes.set_yticks(range(count), class_names, fontsize=font_size)
+    for row, column in np.argwhere(shares.filled(0) >= 0.005) if count <= 40 else ():
+        share = shares[row, column]
+        ink = "white" if share > 0.5 else "black"
+        axes.text(column, row, f"{100 * share:.0f}", c=ink, ha="center", va="center")
+    return figure
+
+
 def _percent(share):
     return "-" if np.isnan(share) else f"{100 * share:.2f}"
-
-
-def _names_on_two_sides(names, cell):
-    """A square white sheet with the rows' and columns' names, and its margin."""
-    font = ImageFont.load_default(min(cell - 1, 14))
-    margin = 12 + round(max(map(font.getlength, (*names, "predicted"))))
-    side = margin + len(names) * cell
-    middles = margin + cell * (np.arange(len(names)) + 0.5)
-    sheet = Image.new("RGB", (side, side), "white")
-    draw = ImageDraw.Draw(sheet)
-    for name, middle in zip(names, middles, strict=True):
-        draw.text((margin - 6, side - middle), name, "black", font, anchor="rm")
-    sheet = sheet.transpose(Image.Transpose.ROTATE_270)  # columns, read downwards
-    draw = ImageDraw.Draw(sheet)
-    for name, middle in zip(names, middles, strict=True):
-        draw.text((margin - 6, middle), name, "black", font, anchor="rm")
-    draw.text((margin - 6, 6), "predicted", "gray", font, anchor="rt")
-    draw.text((6, margin - 6), "true", "gray", font, anchor="lb")
-    return sheet, margin

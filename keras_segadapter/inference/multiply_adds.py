@@ -1,4 +1,4 @@
-"""Count the multiply-adds of a graph, call by call."""
+"""Tally: the multiply-adds of a graph, counted call by call."""
 
 import collections
 import math
@@ -6,11 +6,11 @@ import math
 import keras
 from keras import layers
 
-from keras_segadapter.graph.replay import graph_inside, record
+from keras_segadapter.graph.replay import graph_inside, record, replay
 
 
 class Tally:
-    """Multiply-adds of a model's calls.
+    """The multiply-adds of a functional model whose inputs have known shapes.
 
     Attributes:
         counts: Counter of "products" and of "resizes".
@@ -19,38 +19,43 @@ class Tally:
 
     def __init__(self, model):
         self.counts, self.not_counted = collections.Counter(), []
-        self._add_model(model)
+        self._count_model(model)
 
-    def _add_model(self, model):
-        for call in record(model).calls:
-            self._add_call(call)
+    def _count_model(self, model):
+        """Count the calls of a model and return its outputs as a flat list."""
+        recording = record(model)
+        return replay(recording, recording.inputs, self._count)
 
-    def _add_call(self, call):
-        operation, (output, *_) = call.operation, call.outputs
+    def _count(self, operation, *args, **kwargs):
+        """Count one call and return its symbolic outputs."""
         kind = _LAYERS.get(type(operation))
-        if kind:
-            self._add(kind, operation, output, call.args[0], operation.kernel)
-        elif isinstance(operation, _FREE):
-            return
-        elif isinstance(operation, keras.Layer):
-            inside = graph_inside(operation, call.args, call.kwargs)
-            if inside is None:
+        if isinstance(operation, keras.Layer) and kind is None:
+            return self._count_layer(operation, args, kwargs)
+        kind = kind or type(operation).__name__
+        outputs = operation.compute_output_spec(*args, **kwargs)
+        if kind in _FORMULAS:
+            kernel = getattr(operation, "kernel", ())
+            values = keras.tree.flatten((args, kwargs, kernel))
+            tensors = [value for value in values if hasattr(value, "shape")]
+            if any(None in tensor.shape for tensor in (outputs, *tensors)):
                 self.not_counted.append(operation.name)
             else:
-                self._add_model(inside[0])
-        else:
-            values = keras.tree.flatten((call.args, call.kwargs))
-            tensors = [value for value in values if hasattr(value, "shape")]
-            self._add(type(operation).__name__, operation, output, *tensors)
+                column = "resizes" if kind == "Resize" else "products"
+                self.counts[column] += _FORMULAS[kind](operation, outputs, *tensors)
+        return outputs
 
-    def _add(self, kind, operation, output, *tensors):
-        if kind not in _FORMULAS:
-            return
-        if any(None in tensor.shape for tensor in (output, *tensors)):
-            self.not_counted.append(operation.name)
-            return
-        column = "resizes" if kind == "Resize" else "products"
-        self.counts[column] += _FORMULAS[kind](operation, output, *tensors)
+    def _count_layer(self, layer, args, kwargs):
+        """Count the calls inside a layer and return its symbolic outputs."""
+        free = isinstance(layer, _FREE)
+        inside = None if free else graph_inside(layer, args, kwargs)
+        if inside is not None:
+            # The outputs' sizes are those inside: some layers, EinsumDense among them,
+            # leave sizes open that are known.
+            model, structure = inside
+            return keras.tree.pack_sequence_as(structure, self._count_model(model))
+        if not free:
+            self.not_counted.append(layer.name)
+        return layer.compute_output_spec(*args, **kwargs)
 
 
 def _size(tensor):
@@ -76,7 +81,7 @@ def _separable(_, output, x, depthwise, pointwise):
 
 
 def _contraction(_, output, x, y):
-    # Sizes a * k, k * b and a * b.
+    # The sizes are a * k, k * b and a * b; their product is (a * k * b) squared.
     return math.isqrt(_size(x) * _size(y) * _size(output))
 
 
@@ -85,9 +90,9 @@ def _resize(operation, output, *_):
     return taps[operation.interpolation] ** 2 * _size(output)
 
 
-# By the name of an operation's class: Keras' own are not public.
+# Keyed by the name of the operation's class, since Keras' classes are not public.
 _FORMULAS = {
-    # A group's kernel is (height, width, channels / groups, filters).
+    # A kernel has shape (height, width, channels / groups, filters).
     "Conv": lambda _, output, x, kernel: _size(output) * math.prod(kernel.shape[:-1]),
     "ConvTranspose": lambda _, output, x, kernel: (
         _size(x) * math.prod(kernel.shape[:-1])
@@ -96,7 +101,8 @@ _FORMULAS = {
         _size(output) * math.prod(kernel.shape[:-2])
     ),
     "Dot": _contraction,
-    # (B, N, heads, d) by (B, M, heads, d) gives N * M weights, these times values.
+    # Queries (B, N, heads, d) and keys (B, M, heads, d) give N * M weights per head,
+    # which then multiply the values.
     "DotProductAttention": lambda _, output, query, key, *rest: (
         2 * _size(query) * key.shape[1]
     ),
@@ -106,13 +112,14 @@ _FORMULAS = {
     "SeparableConv": _separable,
     "Tensordot": _contraction,
 }
-# They need not be looked into, and grouped convolutions can't be (Keras 3.15).
+# Layers that are one operation. A grouped Conv2D can't run on symbolic tensors (Keras
+# 3.15).
 _LAYERS = {
     layers.Conv2D: "Conv",
     layers.Dense: "Matmul",
     layers.DepthwiseConv2D: "DepthwiseConv",
 }
-# They count nothing, and some can't run on symbolic tensors.
+# Layers that count as nothing; some of them can't run on symbolic tensors.
 _FREE = (
     layers.Activation,
     layers.BatchNormalization,

@@ -9,14 +9,14 @@ from keras_segadapter.inference.predict import predict_logits, window_starts
 
 
 class First(keras.layers.Layer):
-    """A head that gives the first stage as it is."""
+    """A head that returns the features of the first stage."""
 
     def call(self, features):
         return features[0]
 
 
 def pixelwise(weights):
-    """A segmenter whose logits are a convolution of the image: (k, k, 3, K)."""
+    """Build a segmenter whose logits are the image, convolved by (k, k, 3, K)."""
     size, _, _, classes = weights.shape
     backbone = keras.Sequential(
         [
@@ -56,7 +56,7 @@ def model(tiny_backbone):
 
 @pytest.fixture
 def sizes_seen(model, monkeypatch):
-    """The sizes that the model is called with; its logits are all 0."""
+    """Record the sizes that the model predicts at; its logits become 0."""
     sizes = []
 
     def predict(images):
@@ -78,7 +78,7 @@ def test_without_arguments_its_argmax_is_segment(model):
     np.testing.assert_array_equal(logits.argmax(-1), model.segment(image))
 
 
-def test_every_way_gives_the_size_of_the_image(model):
+def test_windows_scales_and_flips_give_the_size_of_the_image(model):
     logits = predict_logits(
         model, photo(21, 30), short_side=24, crop=16, scales=[0.5, 1], flip=True
     )
@@ -89,21 +89,23 @@ def test_every_way_gives_the_size_of_the_image(model):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"short_side": 0}, "`short_side` must be .* short_side=0"),
-        ({"short_side": 48.0}, "`short_side` must be an integer.*48.0"),
-        ({"crop": 7}, r"at least the deepest stride of the model, 8\..*crop=7"),
-        ({"crop": (16, 16)}, "`crop` must be an integer"),
-        ({"crop": 16, "stride": 17}, "left out.*stride=17, crop=16"),
-        ({"crop": 16, "stride": 0}, "`stride` must be .* stride=0"),
-        ({"stride": 8}, "needs the windows' side `crop`.*stride=8"),
-        ({"scales": []}, r"list of positive numbers.*scales=\[\]"),
-        ({"scales": 1.0}, r"list of positive numbers.*scales=1.0"),
-        ({"scales": [1, 0]}, r"list of positive numbers.*scales=\[1, 0\]"),
-        ({"scales": [float("nan")]}, "list of positive numbers.*nan"),
-        ({"scales": ["1"]}, "list of positive numbers.*'1'"),
+        pytest.param({"short_side": 0}, "at least 1.*short_side=0", id="side 0"),
+        pytest.param({"short_side": 48.0}, "an integer.*short_side=48.0", id="float"),
+        pytest.param({"crop": 7}, "at least 8.*crop=7", id="crop below the stride"),
+        pytest.param({"crop": (16, 16)}, "`crop` must be an integer", id="crop a pair"),
+        pytest.param(
+            {"crop": 16, "stride": 17}, "left out.*stride=17, crop=16", id="stride 17"
+        ),
+        pytest.param({"crop": 16, "stride": 0}, "at least 1.*stride=0", id="stride 0"),
+        pytest.param({"stride": 8}, "`crop`, too.*stride=8", id="stride without crop"),
+        pytest.param({"scales": []}, r"positive numbers.*scales=\[\]", id="no scales"),
+        pytest.param({"scales": 1.0}, "positive numbers.*scales=1.0", id="no list"),
+        pytest.param({"scales": [1, 0]}, r"numbers.*scales=\[1, 0\]", id="scale 0"),
+        pytest.param({"scales": [float("nan")]}, "numbers.*nan", id="scale NaN"),
+        pytest.param({"scales": ["1"]}, "numbers.*'1'", id="scale a string"),
     ],
 )
-def test_wrong_arguments_stop_before_the_model_runs(
+def test_wrong_arguments_raise_before_the_model_runs(
     model, sizes_seen, arguments, words
 ):
     with pytest.raises(ValueError, match=words):
@@ -114,19 +116,20 @@ def test_wrong_arguments_stop_before_the_model_runs(
 @pytest.mark.parametrize(
     "image, words",
     [
-        (photo(8, 8)[None], r"one image .*shape \(1, 8, 8, 3\)"),
-        (photo(8, 8)[..., 0], r"one image .*shape \(8, 8\)"),
-        (photo(8, 8)[..., :1], r"shape \(8, 8, 1\)"),
-        (photo(8, 8) / 255, "Multiply the image by 255"),
+        pytest.param(photo(8, 8)[None], r"one image .*\(1, 8, 8, 3\)", id="batch"),
+        pytest.param(photo(8, 8)[..., 0], r"one image .*\(8, 8\)", id="no channels"),
+        pytest.param(photo(8, 8)[..., :1], r"shape \(8, 8, 1\)", id="gray"),
+        pytest.param(photo(8, 8) / 255, "Multiply the image by 255", id="0..1"),
     ],
 )
-def test_wrong_images(model, image, words):
+def test_wrong_images_raise(model, image, words):
     with pytest.raises(ValueError, match=words):
         predict_logits(model, image)
 
 
-def test_other_models_are_refused(tiny_backbone):
-    with pytest.raises(TypeError, match=r"must be a Segmenter.* of type Functional"):
+def test_other_models_raise(tiny_backbone):
+    words = r"predict_logits takes a keras_segadapter\.Segmenter.* of type Functional"
+    with pytest.raises(TypeError, match=words):
         predict_logits(tiny_backbone(), photo(8, 8))
 
 
@@ -154,7 +157,7 @@ def test_windows_cover_every_pixel_and_stay_inside():
         assert covered.min() >= 1
         assert starts[0] == 0
         assert starts[-1] + crop == max(length, crop)
-        # No more windows than it takes.
+        # There are no more windows than it takes.
         assert len(starts) == max(-(-(length - crop) // stride), 0) + 1
 
 
@@ -184,7 +187,7 @@ def test_overlaps_are_averaged():
                 image[top : top + 8, left : left + 8]
             )
             counts[top : top + 8, left : left + 8] += 1
-    logits = predict_logits(model, image, crop=8)  # a stride of 5
+    logits = predict_logits(model, image, crop=8)  # the stride is 5
     np.testing.assert_allclose(logits, total / counts, rtol=1e-4, atol=0.05)
     whole = convolved(image)
     assert abs(logits - whole).max() > 100  # the windows' borders matter
@@ -207,7 +210,7 @@ def test_scales_and_flips_average_probabilities(model):
     assert abs(softmax(parts[0]) - expected).max() > 1e-4
 
 
-def test_a_model_that_knows_no_left_and_right_gains_nothing_by_flips():
+def test_flips_change_nothing_for_a_model_of_single_pixels():
     weights = np.random.default_rng(0).normal(size=(1, 1, 3, 2)).astype("float32")
     model, image = pixelwise(weights / 100), photo(9, 14)
     plain = predict_logits(model, image)
@@ -215,8 +218,8 @@ def test_a_model_that_knows_no_left_and_right_gains_nothing_by_flips():
     np.testing.assert_allclose(np.exp(flipped), softmax(plain), atol=1e-6)
 
 
-def test_logits_of_a_resized_image_lie_where_the_image_lies():
-    # The logits are the image; a ramp stays a ramp at any size, but for its ends.
+def test_logits_of_a_resized_image_are_aligned_with_the_image():
+    # The logits are the image. A ramp stays a ramp at any size, except at its ends.
     model = pixelwise(np.eye(3, dtype="float32")[None, None])
     ramp = np.stack(np.broadcast_arrays(np.arange(40) * 6, np.arange(30)[:, None]))
     image = np.stack([*ramp, ramp[0]], axis=-1).astype("uint8")  # (30, 40, 3)
@@ -230,15 +233,27 @@ def test_logits_of_a_resized_image_lie_where_the_image_lies():
 @pytest.mark.parametrize(
     "size, arguments, seen",
     [
-        ((21, 30), {}, [(24, 32)]),  # padded
-        ((60, 90), {"short_side": 48}, [(48, 72)]),
-        ((90, 61), {"short_side": 48}, [(72, 48)]),  # 70.8 goes up
-        ((48, 71), {"short_side": 48}, [(48, 72)]),
-        ((60, 90), {"short_side": 48, "scales": [0.5, 1.75]}, [(24, 40), (88, 128)]),
-        ((20, 30), {"scales": [0.5, 1]}, [(16, 16), (24, 32)]),
-        ((2, 80), {"scales": [0.1]}, [(8, 8)]),
-        ((20, 60), {"crop": 32, "stride": 20}, [(24, 32)] * 3),
-        ((20, 60), {"short_side": 24, "crop": 24, "flip": True}, [(24, 24)] * 8),
+        pytest.param((21, 30), {}, [(24, 32)], id="padded"),
+        pytest.param((60, 90), {"short_side": 48}, [(48, 72)], id="short side"),
+        pytest.param((90, 61), {"short_side": 48}, [(72, 48)], id="70.8 goes up"),
+        pytest.param((48, 71), {"short_side": 48}, [(48, 72)], id="71 goes up"),
+        pytest.param(
+            (60, 90),
+            {"short_side": 48, "scales": [0.5, 1.75]},
+            [(24, 40), (88, 128)],
+            id="short side and scales",
+        ),
+        pytest.param((20, 30), {"scales": [0.5, 1]}, [(16, 16), (24, 32)], id="scales"),
+        pytest.param((2, 80), {"scales": [0.1]}, [(8, 8)], id="tiny"),
+        pytest.param(
+            (20, 60), {"crop": 32, "stride": 20}, [(24, 32)] * 3, id="windows"
+        ),
+        pytest.param(
+            (20, 60),
+            {"short_side": 24, "crop": 24, "flip": True},
+            [(24, 24)] * 8,
+            id="windows and flips",
+        ),
     ],
 )
 def test_sizes_that_the_model_sees(model, sizes_seen, size, arguments, seen):
@@ -270,11 +285,8 @@ def test_a_model_of_fixed_size(tiny_backbone):
     assert predict_logits(model, image).shape == (21, 50, 3)
     assert predict_logits(model, image, crop=16, flip=True).shape == (21, 50, 3)
     fits = image[:16, :24]
-    np.testing.assert_allclose(
-        predict_logits(model, fits),
-        keras.ops.convert_to_numpy(model(fits[None]))[0],
-        atol=1e-5,
-    )
+    expected = model.predict_on_batch(fits[None])[0]
+    np.testing.assert_allclose(predict_logits(model, fits), expected, atol=1e-5)
 
 
 def test_certain_logits_stay_finite():
