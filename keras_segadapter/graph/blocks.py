@@ -8,11 +8,11 @@ from keras_segadapter.graph.replay import blocks_inside, is_whole_block, kernels
 def stage_positions(graph):
     """Return the positions of the calls that close the stages, shallow to deep.
 
-    A pyramid that the backbone declares (`pyramid_outputs` of keras-hub) or its several
-    outputs are the stages, where adapters can go there. Otherwise there is one a
-    resolution, and four in a vision transformer, whose tokens keep theirs.
+    The several outputs of a backbone are its stages, or the pyramid that it declares
+    (`pyramid_outputs` of keras-hub), where adapters can go there. Otherwise there is
+    one per resolution, and four in a vision transformer, whose tokens keep theirs.
     """
-    declared = _declared(graph)
+    declared = _outputs(graph) if len(graph.outputs) > 1 else _pyramid(graph)
     if declared:
         return declared
     levels = _levels(graph)
@@ -22,26 +22,43 @@ def stage_positions(graph):
     return [_block_output(graph, makers, level) for level in levels]
 
 
-def _declared(graph):
-    """Return the positions of declared stages, if there are any that qualify."""
-    if len(graph.outputs) > 1:
-        chosen = sorted(set(graph.outputs) & set(graph.points))
-        last = {}  # of one resolution the last: some families hand out their stem too
-        for position in chosen:
-            tokens = graph.calls[position].is_tokens
-            last[position if tokens else graph.grids[position]] = position
-        return list(last.values())
-    pyramid = sorted(p for p in set(graph.watched) if (graph.strides[p] or 1) >= 4)
-    # Those of vision transformers hold every block, at one resolution.
-    strides = {graph.strides[position] for position in pyramid}
-    qualifies = len(strides) == len(pyramid) and set(pyramid) <= set(graph.points)
-    return pyramid if qualifies else []
+def _outputs(graph):
+    """Return the positions of the outputs where adapters can go.
+
+    Of maps of one resolution the last is taken: some families hand out their stem too.
+    """
+    last = {}
+    for position in sorted(set(graph.outputs) & set(graph.points)):
+        tokens = graph.calls[position].is_tokens
+        last[position if tokens else graph.grids[position]] = position
+    return [*last.values()]
+
+
+def _pyramid(graph):
+    """Return the positions of a declared pyramid, or nothing if it does not qualify.
+
+    It does if its maps differ in stride, as those of vision transformers, one for each
+    block, do not, and if adapters can go there. The wide layer of a classifier, which
+    EfficientNet declares as its last, makes way for the block in front of it.
+    """
+    declared = {p for p in graph.watched if (graph.strides[p] or 1) >= 4}
+    strides = {graph.strides[position] for position in declared}
+    if len(strides) < len(declared) or not declared <= set(graph.points):
+        return []
+    makers, ends = _makers(graph), []
+    for position in sorted(declared):
+        grid = graph.grids[position]
+        level = [p for p in graph.points if p <= position and graph.grids[p] == grid]
+        end = _block_output(graph, makers, level)
+        wider = graph.calls[position].shape[-1] > graph.calls[end].shape[-1]
+        ends.append(end if wider else position)
+    return ends
 
 
 def _levels(graph):
-    """Articulation points grouped by resolution, for as long as it falls.
+    """Group the articulation points by resolution, for as long as it falls.
 
-    All are maps or all are tokens: what the backbone ends in.
+    All are maps or all are tokens, whatever the backbone ends in.
     """
     levels, height = [], None
     for position in graph.points:
@@ -58,15 +75,18 @@ def _levels(graph):
 
 
 def _spread(graph, level):
-    """Four block outputs, a fourth of the depth apart; the last with the norm behind
-    it, if there is one."""
+    """Return four block outputs, a fourth of the depth apart.
+
+    The last is taken with the norm behind it, if there is one.
+    """
     for call in graph.calls:
         if blocks_inside(call.operation):
             raise ValueError(
-                f"The blocks of the backbone '{graph.name}' are hidden in its layer "
-                f"'{call.operation.name}', which can't be run on symbolic tensors to "
-                "look inside. Put keras_segadapter.SegAdapter layers between its "
-                "blocks in the network's own code, or name `taps` outside that layer."
+                "The blocks of a backbone must be calls of its graph, or of layers "
+                "that run on symbolic tensors. Put keras_segadapter.SegAdapter layers "
+                "between its blocks in the network's own code, or name `taps` outside "
+                f"that layer. Received: backbone='{graph.name}' with its blocks inside "
+                f"the layer '{call.operation.name}'"
             )
     ends = [p for p in level if _closes_block(graph, p)] or level
     quarter = len(ends) / 4
@@ -81,9 +101,9 @@ def _closes_block(graph, position):
 
 
 def _block_output(graph, makers, level):
-    """The last point of a resolution that closes a block.
+    """Return the last point of a resolution that closes a block.
 
-    Behind the last block of a stage there may stand a padding, or a pointwise
+    The last block of a stage may be followed by a padding, or by a pointwise
     convolution that belongs to what comes next: the expansion of an inverted bottleneck
     (EfficientNet, MobileNet), a transition (DenseNet), a classifier's wide layer.
     """
@@ -111,8 +131,11 @@ def _block_output(graph, makers, level):
 
 
 def _makers(graph):
-    """For each call the one that made its features: itself, or the one before all that
-    keeps the shape (norms, activations)."""
+    """Return for each call the position of the one that made its features.
+
+    That is itself, or the one in front of all that keeps the shape, such as norms and
+    activations.
+    """
     makers = []
     for position, call in enumerate(graph.calls):
         before = {graph.producer.get(id(tensor)) for tensor in call.inputs}

@@ -6,7 +6,7 @@ import keras
 
 from keras_segadapter.graph.replay import record
 
-PROBE_SIZE = 256  # pixels a side at which strides are measured where size is open
+PROBE_SIZE = 256  # pixels per side at which strides are measured, if it is open
 MOST_LEADING_TOKENS = 32  # class and registers
 
 
@@ -60,7 +60,7 @@ class Graph:
         return None
 
     def _strides(self, probe):
-        """Strides along the way of the image, one call's after the other's.
+        """Measure the strides along the way of the image, call by call.
 
         Convolutions without padding take some pixels off the border, so that in
         Inception the size of the image over that of the map gives 9, 18 and 43.
@@ -80,7 +80,7 @@ class Graph:
 
     def _articulation_points(self, probe, outputs):
         # What comes after ends at the deepest output: the one with the fewest pixels,
-        # among as many the last.
+        # and the last of those with equally many.
         def depth(tensor):
             pixels = math.prod(tensor.shape[1:-1]) if len(tensor.shape) > 2 else 0
             return (-pixels, self.producer.get(id(tensor), -1))
@@ -110,7 +110,7 @@ class Graph:
 
 
 def _token_grid(count, size):
-    """Height and width of the patches among `count` tokens of an image, or None.
+    """Return height and width of the patches among `count` tokens, or None.
 
     Only few tokens, class and registers, come before the patches. A patch size that
     divides the image's is preferred.
@@ -126,8 +126,10 @@ def _token_grid(count, size):
 
 
 def _after(stride, height, new_height):
-    """The stride behind a call that changes the height, by a whole factor but for
-    borders."""
+    """Return the stride behind a call that changes the height.
+
+    The factor is whole, but for borders.
+    """
     if height >= new_height:
         return stride * round(height / new_height)
     return max(1, stride // round(new_height / height))

@@ -123,15 +123,16 @@ def record(model, inputs=None, watched=(), training=None):
         return keras.tree.pack_sequence_as(structure, outputs)
 
     def see(operation, *args, **kwargs):
-        if training is not None and _takes_training(operation):
-            kwargs = {**kwargs, "training": training}
+        passed = kwargs.get("training") if training is None else training
+        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        if passed is not None and _takes_training(operation):
+            kwargs["training"] = passed
         if _is_functional(operation):
             return expand(operation, operation.output, args, kwargs)
         if _holds_models(operation):
             features = args[0]
             for layer in operation.layers:
-                passed = kwargs if _takes_training(layer) else {}
-                features = see(layer, features, **passed)
+                features = see(layer, features, training=passed)
             return features
         if unique and blocks_inside(operation):
             inside = graph_inside(operation, args, kwargs)

@@ -49,9 +49,11 @@ def find_stages(backbone):
     A stage ends at the last block output of a resolution. Only places that everything
     after them passes through qualify: never a residual branch, never the expanded
     tensor inside an inverted bottleneck. Strides below 4 are left out where there are
-    coarser ones. If the backbone has several outputs, these are its stages. Where a
-    vision transformer's tokens keep one resolution, four block outputs are taken, a
-    fourth of the depth apart; an encoder layer that holds its blocks is looked into.
+    coarser ones. If the backbone has several outputs or declares a pyramid
+    (`pyramid_outputs` of keras-hub), these are its stages where adapters can go there.
+    Where a vision transformer's tokens keep one resolution, four block outputs are
+    taken, a fourth of the depth apart; an encoder layer that holds its blocks is
+    expanded into them. The backbone itself is left as it is.
 
     Args:
         backbone: A functional `keras.Model` or a built `keras.Sequential` with one
@@ -96,7 +98,7 @@ def resolve_taps(backbone, taps=None):
         return find_stages(backbone)
     if isinstance(taps, (str, Stage, keras.KerasTensor)) or len(taps) == 0:
         raise ValueError(
-            "`taps` must be a list of at least one stage, layer name or tensor; wrap a "
+            "`taps` must be a list of at least one stage, layer name or tensor. Wrap a "
             f"single one in a list. Received: taps={taps!r}"
         )
     tensors = [tap for tap in taps if isinstance(tap, keras.KerasTensor)]
@@ -106,8 +108,8 @@ def resolve_taps(backbone, taps=None):
         if not tensors:
             raise
         raise ValueError(
-            f"A tensor in `taps` is not of the backbone '{backbone.name}'. Take it "
-            "from that very model, as backbone.get_layer(name).output, or pass the "
+            f"A tensor in `taps` must belong to the backbone '{backbone.name}'. Take "
+            "it from that very model, as backbone.get_layer(name).output, or pass the "
             f"layer's name. Received: taps={taps!r}"
         ) from error
     watched = iter(graph.watched)
@@ -116,12 +118,11 @@ def resolve_taps(backbone, taps=None):
         for tap in taps
     ]
     for tap, position in zip(taps, positions, strict=True):
-        if position not in graph.points:
-            _refuse(graph, tap, position)
+        _check_point(graph, tap, position)
         if positions.count(position) > 1:
             raise ValueError(
-                f"`taps` names {tap!r} more than once, but a place is adapted once. "
-                "Remove the repeated tap."
+                "A place can be adapted only once. Remove the repeated tap. Received: "
+                f"taps={taps!r}, which names {tap!r} more than once"
             )
     return [_stage(graph, position) for position in sorted(positions)]
 
@@ -151,20 +152,20 @@ def _position(graph, tap):
     if not isinstance(tap, str):
         raise TypeError(
             "`taps` takes stages from find_stages, layer names or tensors of the "
-            f"backbone. Received: {tap!r} of type {type(tap).__name__}"
+            f"backbone. Received: taps=[..., {tap!r}, ...] of type {type(tap).__name__}"
         )
     found = [i for i, call in enumerate(graph.calls) if call.operation.name == tap]
     if not found:
         names = ", ".join(stage.name for stage in _choose_stages(graph))
         raise ValueError(
-            f"There is no layer '{tap}' in the backbone '{graph.name}'. Its stages end "
-            f"at: {names}."
+            f"`taps` must name layers of the backbone '{graph.name}', whose stages end "
+            f"at: {names}. Received: taps=[..., '{tap}', ...]"
         )
     if len(found) > 1:
         raise ValueError(
-            f"The layer '{tap}' is called {len(found)} times in the backbone "
-            f"'{graph.name}', so its name does not say which output is meant. Pass the "
-            "tensor."
+            "The name of a layer that is called several times does not say which "
+            "output is meant. Pass the tensor instead. Received: "
+            f"taps=[..., '{tap}', ...], called {len(found)} times in '{graph.name}'"
         )
     return found[0]
 
@@ -192,20 +193,23 @@ def _position_of_stage(graph, stage):
     return found.pop()
 
 
-def _refuse(graph, tap, position):
+def _check_point(graph, tap, position):
+    """Validate that all of what follows in the backbone passes through a place."""
+    if position in graph.points:
+        return
     name = getattr(tap, "name", tap)
     if position is None or graph.grids[position] is None:
         raise ValueError(
-            f"The tap '{name}' is not a feature map (batch, height, width, channels), "
-            "nor a token for each patch (batch, tokens, channels), that the backbone "
-            f"'{graph.name}' computes. Choose the output of a block."
+            "A tap must be a feature map (batch, height, width, channels), or have a "
+            "token for each patch (batch, tokens, channels). Choose the output of a "
+            f"block. Received: taps=[..., '{name}', ...] of '{graph.name}'"
         )
     later = [graph.calls[p].operation.name for p in graph.points if p > position]
-    hint = f"The next place that qualifies is '{later[0]}'." if later else ""
+    hint = f" The next place that qualifies is '{later[0]}'." if later else ""
     raise ValueError(
-        f"The tap '{name}' lies on a branch: part of what follows in the backbone "
-        f"'{graph.name}' does not pass through it, so adapted features would not reach "
-        f"all of it. {hint}"
+        "All of what follows in the backbone must pass through a tap, or adapted "
+        f"features would not reach it. '{name}' lies on a branch.{hint} Received: "
+        f"taps=[..., '{name}', ...] of '{graph.name}'"
     )
 
 
@@ -215,8 +219,8 @@ def _choose_stages(graph):
     stages = coarse or [stage for stage in stages if stage.stride >= 2] or stages
     if not stages:
         raise ValueError(
-            f"No stage was found in the backbone '{graph.name}': it has no feature map "
-            "or patch tokens that everything after them passes through. Put "
-            "keras_segadapter.SegAdapter layers into the network's own code."
+            "A backbone must have feature maps or patch tokens that everything after "
+            "them passes through. In other networks, call keras_segadapter.SegAdapter "
+            f"layers in their own code. Received: backbone='{graph.name}' without one"
         )
     return stages
