@@ -1,4 +1,4 @@
-"""The paper's models by name, in the manner of keras.applications."""
+"""The paper's models by name, as in keras.applications."""
 
 from keras_segadapter.backbones.convnext import convnext
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
@@ -15,32 +15,35 @@ def AdaptMiTB0(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-MiT-B0: MiT-B0 with adapters in its path and an MLP head.
+    """Build Adapt-MiT-B0: MiT-B0 with adapters in its path and an MLP head.
 
-    4.8 M parameters with 150 classes. AdaptMiTB1 to AdaptMiTB5 have the same arguments
-    and larger backbones. Images go in as RGB in 0..255.
+    It has 4.8 M parameters with 150 classes and takes RGB images in 0..255. AdaptMiTB1
+    to AdaptMiTB5 have the same arguments and larger backbones.
 
     Args:
-        num_classes: Number of classes K, at least 2 (two classes are binary).
-        weights: The backbone's, as `MiTB0` takes them: None for random ones, "imagenet"
-            for the Hub's nvidia/mit-b0 (b1 to b5; mind their licence), or a checkpoint.
-            Adapters and head start at random.
-        input_shape: `(height, width, channels)`; None for an open height or width.
+        num_classes: Integer of at least 2 (two classes are binary). Number of classes
+            K.
+        weights: Weights of the backbone, as in `MiTB0`: None for random ones,
+            "imagenet" for the Hub's nvidia/mit-b0 (b1 to b5; mind their license), or
+            another checkpoint. Adapters and head start at random. Defaults to `None`.
+        input_shape: Tuple `(height, width, channels)`, with None for an open height or
+            width. Defaults to `(None, None, 3)`.
         adapters: True for the paper's adapters, False for the same model without them,
-            the baseline, or a list of `SegAdapter`, one for each of the four stages.
-        head_channels: Width C_d of the head.
-        drop_path: Stochastic depth: rate at which the last block's residuals are
-            dropped in training, rising linearly from 0 at the first.
-        name: Name of the model. By default "adapt_mit_b0", and "mit_b0_mlp" for the
-            baseline.
+            the baseline, or a list of `SegAdapter`, one per stage. Defaults to `True`.
+        head_channels: Integer of at least 1. Width C_d of the head. Defaults to `256`.
+        drop_path: Number in [0, 1). Stochastic depth: the rate at which the last
+            block's residuals are dropped in training. It rises linearly from 0 at the
+            first block. Defaults to `0.1`.
+        name: String. Name of the model. Defaults to `"adapt_mit_b0"`, and to
+            `"mit_b0_mlp"` for the baseline.
 
     Returns:
         A `Segmenter`; its `backbone` is a `MiTB0`.
 
     Raises:
         TypeError: If `adapters` is of the wrong kind.
-        ValueError: If an argument is out of range, or the weights are not there or do
-            not fit.
+        ValueError: If an argument is out of range, or if the weights can't be read or
+            do not fit.
 
     Example:
 
@@ -67,7 +70,7 @@ def AdaptMiTB1(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-MiT-B1, 17.3 M parameters with 150 classes. Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B1 (17.3 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB1(weights, input_shape, drop_path), head, adapters, name)
 
@@ -81,7 +84,7 @@ def AdaptMiTB2(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-MiT-B2, 28.4 M parameters with 150 classes. Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B2 (28.4 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB2(weights, input_shape, drop_path), head, adapters, name)
 
@@ -95,7 +98,7 @@ def AdaptMiTB3(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-MiT-B3, 48.2 M parameters with 150 classes. Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B3 (48.2 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB3(weights, input_shape, drop_path), head, adapters, name)
 
@@ -109,7 +112,7 @@ def AdaptMiTB4(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-MiT-B4, 65.0 M parameters with 150 classes. Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B4 (65.0 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB4(weights, input_shape, drop_path), head, adapters, name)
 
@@ -123,7 +126,7 @@ def AdaptMiTB5(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-MiT-B5, 85.6 M parameters with 150 classes. Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B5 (85.6 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB5(weights, input_shape, drop_path), head, adapters, name)
 
@@ -137,37 +140,41 @@ def AdaptConvNeXtTiny(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-ConvNeXt-T: ConvNeXt with adapters in its path and an MLP head.
+    """Build Adapt-ConvNeXt-T: ConvNeXt-T with adapters in its path and an MLP head.
 
-    35.5 M parameters with 150 classes. The backbone is the one of keras.applications
-    with stochastic depth put in; AdaptConvNeXtSmall, Base, Large and XLarge have the
-    same arguments. Images go in as RGB in 0..255.
+    It has 35.5 M parameters with 150 classes and takes RGB images in 0..255. The
+    backbone is that of keras.applications with stochastic depth added.
+    AdaptConvNeXtSmall, Base, Large and XLarge have the same arguments.
 
-    On ADE20K the settings published with the paper differ from these defaults: there
-    `drop_path` is 0.4 for Tiny and 0.2 for Base, `head_channels` 384 for Small and 512
-    for Base.
+    On ADE20K the settings published with the paper differ from these defaults:
+    `drop_path` is 0.4 for Tiny and 0.2 for Base, `head_channels` is 384 for Small and
+    512 for Base.
 
     Args:
-        num_classes: Number of classes K, at least 2 (two classes are binary).
-        weights: The backbone's, as keras.applications takes them: None for random ones,
-            "imagenet", or a weights file. With "imagenet" Base, Large and XLarge saw
-            ImageNet-21k first, unlike the paper's. Adapters and head start at random.
-        input_shape: `(height, width, channels)`; None for an open height or width.
+        num_classes: Integer of at least 2 (two classes are binary). Number of classes
+            K.
+        weights: Weights of the backbone, as in keras.applications: None for random
+            ones, "imagenet", or the path of a weights file. Those of "imagenet" for
+            Base, Large and XLarge were trained on ImageNet-21k first, unlike the
+            paper's. Adapters and head start at random. Defaults to `None`.
+        input_shape: Tuple `(height, width, channels)`, with None for an open height or
+            width. Defaults to `(None, None, 3)`.
         adapters: True for the paper's adapters, False for the same model without them,
-            the baseline, or a list of `SegAdapter`, one for each of the four stages.
-        head_channels: Width C_d of the head.
-        drop_path: Stochastic depth: rate at which the last block's residual is dropped
-            in training, rising linearly from 0 at the first.
-        name: Name of the model. By default "adapt_convnext_tiny", and
-            "convnext_tiny_mlp" for the baseline.
+            the baseline, or a list of `SegAdapter`, one per stage. Defaults to `True`.
+        head_channels: Integer of at least 1. Width C_d of the head. Defaults to `256`.
+        drop_path: Number in [0, 1). Stochastic depth: the rate at which the last
+            block's residual is dropped in training. It rises linearly from 0 at the
+            first block. Defaults to `0.1`.
+        name: String. Name of the model. Defaults to `"adapt_convnext_tiny"`, and to
+            `"convnext_tiny_mlp"` for the baseline.
 
     Returns:
         A `Segmenter`; its `backbone` is the ConvNeXt.
 
     Raises:
         TypeError: If `adapters` is of the wrong kind.
-        ValueError: If an argument is out of range, or the weights are not there or do
-            not fit.
+        ValueError: If an argument is out of range, or if the weights can't be read or
+            do not fit.
 
     Example:
 
@@ -194,7 +201,7 @@ def AdaptConvNeXtSmall(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-ConvNeXt-S, 57.1 M parameters with 150 classes.
+    """Build Adapt-ConvNeXt-S (57.1 M parameters with 150 classes).
 
     Example: see `AdaptConvNeXtTiny`.
     """
@@ -212,7 +219,7 @@ def AdaptConvNeXtBase(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-ConvNeXt-B, 100.5 M parameters with 150 classes.
+    """Build Adapt-ConvNeXt-B (100.5 M parameters with 150 classes).
 
     Example: see `AdaptConvNeXtTiny`.
     """
@@ -230,7 +237,7 @@ def AdaptConvNeXtLarge(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-ConvNeXt-L, 223.8 M parameters with 150 classes.
+    """Build Adapt-ConvNeXt-L (223.8 M parameters with 150 classes).
 
     Example: see `AdaptConvNeXtTiny`.
     """
@@ -248,7 +255,7 @@ def AdaptConvNeXtXLarge(
     drop_path=0.1,
     name=None,
 ):
-    """Adapt-ConvNeXt-XL, 395.9 M parameters with 150 classes.
+    """Build Adapt-ConvNeXt-XL (395.9 M parameters with 150 classes).
 
     Example: see `AdaptConvNeXtTiny`.
     """
@@ -258,6 +265,7 @@ def AdaptConvNeXtXLarge(
 
 
 def _segmenter(backbone, head, adapters, name):
+    """Build a segmenter, by default named after its backbone."""
     if name is None:
         baseline = adapters is False
         name = f"{backbone.name}_mlp" if baseline else f"adapt_{backbone.name}"

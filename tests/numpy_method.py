@@ -10,18 +10,19 @@ erf = np.vectorize(math.erf)
 
 
 def maps(*shape, seed=0):
-    """Feature maps, standard normal."""
+    """Return standard normal feature maps."""
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def dtypes(tensors):
+    """Return the names of the tensors' dtypes."""
     return [
         keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(tensors)
     ]
 
 
 def set_random_weights(layer, seed=0):
-    """Weights of order 1 in every place: starts of 0 and 1 would hide faults."""
+    """Set every weight to order 1: the initial zeros and ones would hide faults."""
     rng = np.random.default_rng(seed)
     for variable in layer.weights:
         shape = variable.shape
@@ -33,7 +34,7 @@ def set_random_weights(layer, seed=0):
 
 
 def assert_close(actual, expected, tolerance):
-    """`tolerance` is relative to the largest value."""
+    """Check that shapes agree, and values to `tolerance` times the largest one."""
     actual = ops.convert_to_numpy(ops.cast(actual, "float32"))
     expected = np.asarray(ops.convert_to_numpy(expected), "float64")
     assert actual.shape == expected.shape
@@ -42,11 +43,23 @@ def assert_close(actual, expected, tolerance):
 
 
 def array(variable):
+    """Return a variable or tensor as a float64 array."""
     return ops.convert_to_numpy(variable).astype("float64")
 
 
+def resize_like(layer, x, reference):
+    """Resize the first map to the size of the second."""
+    return resize(x, *reference.shape[1:3])
+
+
+def tokens_to_map(layer, tokens, grid):
+    """Lay out the last tokens as a map of the grid's size."""
+    batch, height, width, _ = grid.shape
+    return tokens[:, -height * width :].reshape(batch, height, width, -1)
+
+
 def resize(x, height, width):
-    """Bilinear with half-pixel centres, without antialiasing."""
+    """Resize `(B, h, w, C)`, bilinear with half-pixel centers, not antialiased."""
     for axis, size in ((1, height), (2, width)):
         last = x.shape[axis] - 1
         centers = (np.arange(size) + 0.5) * x.shape[axis] / size - 0.5
@@ -78,9 +91,19 @@ def depthwise(layer, x):
     )
 
 
+def patch_convolution(layer, x):
+    """Convolve without padding, with strides of the kernel's size."""
+    side = layer.kernel_size[0]
+    batch, height, width, channels = x.shape
+    rows, columns = height // side, width // side
+    x = x[:, : rows * side, : columns * side]
+    x = x.reshape(batch, rows, side, columns, side, channels)
+    return np.einsum("bhiwjc,ijcf->bhwf", x, array(layer.kernel)) + array(layer.bias)
+
+
 def layer_norm(layer, x):
     x = x - x.mean(-1, keepdims=True)
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.epsilon)
     return x * array(layer.gamma) + array(layer.beta)
 
 
@@ -101,7 +124,7 @@ def high_order_attention(layer, x):
 
 
 def seg_adapter(layer, x):
-    """Equation 6, once a block; with `normalize` HSA sees the norm of X."""
+    """Equation 6, once per block; with `normalize` HSA sees the norm of X."""
     for norm, attention, expansion, contraction, scale in zip(
         layer.norms,
         layer.attentions,
@@ -117,7 +140,9 @@ def seg_adapter(layer, x):
 
 
 def batch_norm(layer, x):
-    x = (x - array(layer.moving_mean)) / np.sqrt(array(layer.moving_variance) + 1e-6)
+    x = (x - array(layer.moving_mean)) / np.sqrt(
+        array(layer.moving_variance) + layer.epsilon
+    )
     return x * array(layer.gamma) + array(layer.beta)
 
 
@@ -130,3 +155,28 @@ def mlp_head(layer, stages):
     ]
     fused = np.concatenate(hidden, axis=-1) @ array(layer.projection)
     return linear(layer.classifier, gelu(batch_norm(layer.projection_norm, fused)))
+
+
+def efficient_self_attention(layer, x):
+    """SegFormer's attention: keys and values come from a smaller map."""
+    source = x
+    if layer.reduction > 1:
+        source = layer_norm(layer.norm, patch_convolution(layer.reduce, x))
+
+    def heads(dense, x):  # (B, H, W, C) -> (B, heads, H*W, C/heads)
+        batch, _, _, channels = x.shape
+        shape = (batch, -1, layer.num_heads, channels // layer.num_heads)
+        return linear(dense, x).reshape(shape).swapaxes(1, 2)
+
+    query, key = heads(layer.query, x), heads(layer.key, source)
+    value = heads(layer.value, source)
+    weights = np.exp(query @ key.swapaxes(2, 3) / math.sqrt(query.shape[-1]))
+    weights /= weights.sum(-1, keepdims=True)
+    attended = (weights @ value).swapaxes(1, 2).reshape(x.shape)
+    return linear(layer.projection, attended)
+
+
+def mix_ffn(layer, x):
+    """SegFormer's feed-forward network."""
+    hidden = depthwise(layer.depthwise, linear(layer.expansion, x))
+    return linear(layer.contraction, gelu(hidden))

@@ -1,11 +1,11 @@
-"""ConvNeXt: keras.applications' own in inference, with stochastic depth in training."""
+"""ConvNeXt equals keras.applications' in inference and drops residuals in training."""
 
 import keras
 import numpy as np
 import pytest
 
 from keras_segadapter import find_stages
-from keras_segadapter.backbones.convnext import DEPTHS, convnext
+from keras_segadapter.backbones.convnext import BLOCKS, convnext
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (1, 32, 64, 3)).astype("float32")
@@ -13,7 +13,7 @@ IMAGE = RNG.integers(0, 256, (1, 32, 64, 3)).astype("float32")
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The model of keras.applications, and ours from its weights file."""
+    """Return the model of keras.applications, and ours from its weights file."""
     plain = keras.applications.ConvNeXtTiny(
         include_top=False, weights=None, input_shape=(None, None, 3)
     )
@@ -25,16 +25,17 @@ def pair(tmp_path_factory):
 
 
 def drops(model):
+    """Return the layers of stochastic depth."""
     return [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
 
 
-def test_in_inference_it_is_the_plain_model_of_the_weights_file(pair):
+def test_inference_equals_the_plain_model(pair):
     plain, ours = (keras.ops.convert_to_numpy(model(IMAGE)) for model in pair)
     np.testing.assert_array_equal(ours, plain)
 
 
 def test_names_are_the_plain_models(pair):
-    # The input and the closing norm are numbered anew in each model.
+    # Keras numbers the input and the last norm by the models built before.
     plain, ours = ([layer.name for layer in model.layers[1:-1]] for model in pair)
     assert ours == [name.replace("_identity", "_drop_path") for name in plain]
     assert pair[1].name == "convnext_tiny"
@@ -44,15 +45,15 @@ def test_the_stages_are_the_four_resolutions(pair):
     stages = find_stages(pair[1])
     assert [s.stride for s in stages] == [4, 8, 16, 32]
     assert [s.channels for s in stages] == [96, 192, 384, 768]
-    assert not any("drop_path" in s.name for s in stages)  # behind the addition
+    assert not any("drop_path" in s.name for s in stages)  # but after the addition
 
 
-def test_the_rate_rises_from_block_to_block(pair):
+def test_the_rate_rises_linearly_from_block_to_block(pair):
     rates = [layer.rate for layer in drops(pair[1])]
-    np.testing.assert_allclose(rates, np.linspace(0, 0.5, sum(DEPTHS["Tiny"])))
+    np.testing.assert_allclose(rates, np.linspace(0, 0.5, BLOCKS["Tiny"]))
 
 
-def test_a_blocks_residual_is_dropped_whole_or_scaled_up(pair):
+def test_an_images_residual_is_dropped_as_a_whole_or_scaled_up(pair):
     _, model = pair
     block = "convnext_tiny_stage_3_block_2"
     probe = keras.Model(
@@ -60,7 +61,7 @@ def test_a_blocks_residual_is_dropped_whole_or_scaled_up(pair):
         [
             model.get_layer(f"{block}_depthwise_conv").input,
             model.get_layer(f"{block}_layer_scale").output,
-            model.layers[-1].input,  # the norm behind the last block
+            model.layers[-1].input,  # of the norm after the last block
         ],
     )
     images = np.repeat(IMAGE, 16, axis=0)
@@ -71,14 +72,14 @@ def test_a_blocks_residual_is_dropped_whole_or_scaled_up(pair):
     added = after - before
     dropped = np.all(added == 0, axis=(1, 2, 3))
     assert 0 < dropped.sum() < 16
-    # The rate of the last block is one half: what stays is doubled.
+    # The rate of the last block is one half, so the other residuals are doubled.
     np.testing.assert_allclose(
         added[~dropped], 2 * residual[~dropped], rtol=1e-4, atol=1e-3
     )
 
 
 def stand_in(names):
-    """What keras.applications would give, as far as the replacement is concerned."""
+    """Return a function that builds a model with layers of these names."""
 
     def build(**arguments):
         build.arguments = arguments
@@ -90,9 +91,9 @@ def stand_in(names):
     return build
 
 
-@pytest.mark.parametrize("size", DEPTHS)
-def test_arguments_reach_keras_applications(monkeypatch, size):
-    build = stand_in([f"block_{i}_identity" for i in range(sum(DEPTHS[size]))])
+@pytest.mark.parametrize("size", BLOCKS)
+def test_arguments_are_passed_to_keras_applications(monkeypatch, size):
+    build = stand_in([f"block_{i}_identity" for i in range(BLOCKS[size])])
     monkeypatch.setattr(keras.applications, f"ConvNeXt{size}", build)
     model = convnext(size, "imagenet", (64, 96, 3), drop_path=0.4)
     assert build.arguments == dict(
@@ -101,14 +102,14 @@ def test_arguments_reach_keras_applications(monkeypatch, size):
     assert drops(model)[-1].rate == 0.4
 
 
-def test_other_names_in_keras_are_told(monkeypatch):
+def test_other_layer_names_in_keras_raise(monkeypatch):
     monkeypatch.setattr(keras.applications, "ConvNeXtTiny", stand_in(["a_identity"]))
-    with pytest.raises(ValueError, match=r"18 blocks.*named 1 layers"):
+    with pytest.raises(ValueError, match=r"18 blocks.*with 1 such layers"):
         convnext("Tiny")
 
 
 @pytest.mark.parametrize("drop_path", [1, -0.1, float("nan")])
-def test_a_rate_out_of_range(drop_path):
+def test_a_rate_out_of_range_raises(drop_path):
     with pytest.raises(ValueError, match=rf"in \[0, 1\)\..*drop_path={drop_path}"):
         convnext("Tiny", drop_path=drop_path)
 
@@ -116,4 +117,4 @@ def test_a_rate_out_of_range(drop_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["Small", "Base"])
 def test_larger_sizes_are_built(size):
-    assert len(drops(convnext(size))) == sum(DEPTHS[size])
+    assert len(drops(convnext(size))) == BLOCKS[size]

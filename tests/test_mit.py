@@ -113,7 +113,7 @@ def test_contract_of_the_layers(layer, tmp_path):
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="drop_path=1"):
         ksa.MiTB0(drop_path=1)
-    with pytest.raises(ValueError, match="multiple of num_heads"):
+    with pytest.raises(ValueError, match="`num_heads` must divide .*num_heads=4"):
         EfficientSelfAttention(4)(np.zeros((1, 2, 2, 6)))
 
 

@@ -1,4 +1,4 @@
-"""Backbones that keras.applications lacks."""
+"""Backbones, their weights, and the preprocessing that they expect."""
 
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
 

@@ -1,6 +1,6 @@
 """MiT, SegFormer's encoder, on 4-D feature maps of any height and width.
 
-keras-hub's and keras-cv's take square images only.
+Those of keras-hub and keras-cv take square images only.
 """
 
 import keras
@@ -8,32 +8,39 @@ import numpy as np
 from keras import layers, ops
 
 from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
-from keras_segadapter.validation import check_feature_map, check_integer, check_rate
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
+from keras_segadapter.validation import check_feature_map, check_integer, check_rate
 
-KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # of the overlapping patches, by stage
+# One value per stage, the same in all sizes of MiT.
+KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # of the overlapping patches
 HEADS, REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
+# Channels of each stage, in MiT-B0 and in the larger sizes.
+NARROW, WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
 MLP_RATIO = 4
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class EfficientSelfAttention(layers.Layer):
-    """Self-attention over a feature map whose keys and values are reduced in size.
+    """Self-attention on a feature map, with keys and values from a smaller map.
 
     Args:
-        num_heads: Number of heads; divides the channels.
-        reduction: Side of the squares of pixels that one key stands for.
-        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+        num_heads: Integer of at least 1. Number of heads; must divide the number of
+            channels.
+        reduction: Integer of at least 1. Side of the square of pixels that is reduced
+            to one key and value. Defaults to `1`.
+        **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Features `(B, H, W, C)`, channels last, `H, W >= reduction`.
+        inputs: Features `(B, H, W, C)`, channels last, with a height and width of at
+            least `reduction`.
 
     Returns:
         Features `(B, H, W, C)`.
 
     Raises:
-        ValueError: If an argument is no positive integer, or the channels are not a
-            multiple of `num_heads`.
+        ValueError: If an argument is not a positive integer, if the input is not `(B,
+            H, W, C)` with a known C that `num_heads` divides, or if Keras is set to
+            channels_first.
 
     Source: E. Xie et al., SegFormer, NeurIPS 2021, section 3.1.
     """
@@ -48,11 +55,12 @@ class EfficientSelfAttention(layers.Layer):
         channels = input_shape[-1]
         if channels % self.num_heads:
             raise ValueError(
-                f"The {channels} channels of the features must be a multiple of "
-                f"num_heads. Received: num_heads={self.num_heads}"
+                "`num_heads` must divide the number of channels of the features. "
+                f"Received: num_heads={self.num_heads} for {channels} channels"
             )
+        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.query, self.key, self.value, self.projection = (
-            _dense(channels, self.dtype_policy) for _ in range(4)
+            _dense(channels, **inner) for _ in range(4)
         )
         for layer in (self.query, self.key, self.value, self.projection):
             layer.build(input_shape)
@@ -62,9 +70,9 @@ class EfficientSelfAttention(layers.Layer):
                 self.reduction,
                 self.reduction,
                 data_format="channels_last",
-                dtype=self.dtype_policy,
+                **inner,
             )
-            self.norm = layers.LayerNormalization(epsilon=1e-5, dtype=self.dtype_policy)
+            self.norm = layers.LayerNormalization(epsilon=1e-5, **inner)
             self.reduce.build(input_shape)
             self.norm.build(input_shape)
 
@@ -88,17 +96,22 @@ class EfficientSelfAttention(layers.Layer):
         return config
 
     def _tokens(self, features):
+        """Return `(B, H*W, heads, C/heads)` of a feature map."""
         size = features.shape[-1] // self.num_heads
         return ops.reshape(features, (ops.shape(features)[0], -1, self.num_heads, size))
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class MixFFN(layers.Layer):
-    """Linear, depthwise 3 x 3, GELU, Linear: tells positions by the zeros at borders.
+    """SegFormer's feed-forward network: Linear, depthwise 3 x 3, GELU, Linear.
+
+    The zeros that pad the convolution tell where the borders are, in the place of a
+    positional encoding.
 
     Args:
-        ratio: Width of the hidden layer over the number of channels.
-        **kwargs: Keras' layer arguments (`name`, `dtype`, `trainable`).
+        ratio: Integer of at least 1. Width of the hidden layer divided by the number of
+            channels. Defaults to `4`.
+        **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
         inputs: Features `(B, H, W, C)`, channels last.
@@ -107,7 +120,8 @@ class MixFFN(layers.Layer):
         Features `(B, H, W, C)`.
 
     Raises:
-        ValueError: If `ratio` is no positive integer.
+        ValueError: If `ratio` is not a positive integer, if the input is not `(B, H, W,
+            C)` with a known C, or if Keras is set to channels_first.
 
     Source: E. Xie et al., SegFormer, NeurIPS 2021, section 3.1.
     """
@@ -120,11 +134,12 @@ class MixFFN(layers.Layer):
         check_feature_map(self, input_shape)
         channels = input_shape[-1]
         hidden_shape = (*input_shape[:-1], self.ratio * channels)
-        self.expansion = _dense(self.ratio * channels, self.dtype_policy)
+        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        self.expansion = _dense(self.ratio * channels, **inner)
         self.depthwise = DepthwiseConv2D(
-            3, padding="same", data_format="channels_last", dtype=self.dtype_policy
+            3, padding="same", data_format="channels_last", **inner
         )
-        self.contraction = _dense(channels, self.dtype_policy)
+        self.contraction = _dense(channels, **inner)
         self.expansion.build(input_shape)
         self.depthwise.build(hidden_shape)
         self.contraction.build(hidden_shape)
@@ -143,29 +158,33 @@ class MixFFN(layers.Layer):
 
 
 def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0"):
-    """MiT-B0, the encoder of SegFormer-B0: channels 32, 64, 160, 256.
+    """Build MiT-B0, the encoder of SegFormer-B0: channels 32, 64, 160, 256.
 
     MiTB1 to MiTB5 have the same arguments, channels 64, 128, 320, 512 and more blocks.
-    The input is RGB less ImageNet's mean, over its deviation, as `build_segmenter` puts
-    it in front by default.
+    The input is RGB normalized by ImageNet's mean and standard deviation, which
+    `build_segmenter` does in front of the backbone by default.
 
     Args:
-        weights: None for random ones, or pretrained ones of a SegFormer or its encoder:
+        weights: None for random weights, or the source of pretrained weights of a
+            SegFormer or its encoder. Defaults to `None`. Sources are:
 
-            - "imagenet": nvidia/mit-b0 of the Hugging Face Hub (mit-b1 for `MiTB1` and
-              so on). NVIDIA's licence: non-commercial research only.
-            - another name on the Hub, such as
-              "nvidia/segformer-b0-finetuned-ade-512-512"; what is on disk comes first.
-            - a folder or file of transformers: `.safetensors`, `pytorch_model.bin`.
-            - a `.pth` file of OpenMMLab's mmsegmentation or of NVlabs' SegFormer.
-            - a MiTBackbone of keras-hub, from any preset. Its presets are fine-tuned on
+            - "imagenet": nvidia/mit-b0 on the Hugging Face Hub (mit-b1 for `MiTB1` and
+              so on). NVIDIA licenses it for non-commercial research only.
+            - Another name on the Hub, such as
+              "nvidia/segformer-b0-finetuned-ade-512-512". A path on disk of that name
+              takes precedence.
+            - A folder or file of transformers: `.safetensors`, `pytorch_model.bin`.
+            - A `.pth` file of OpenMMLab's mmsegmentation or of NVlabs' SegFormer.
+            - A MiTBackbone of keras-hub, from any preset. The presets are fine-tuned on
               ADE20K or Cityscapes.
 
-            The first three need the extra `weights`, PyTorch's files need torch.
-        input_shape: `(height, width, channels)`; None for an open height or width.
-        drop_path: Stochastic depth: rate at which the last block's residuals are
-            dropped in training, rising linearly from 0 at the first.
-        name: Name of the model.
+            The first three need the extra `weights`; PyTorch's files need torch.
+        input_shape: Tuple `(height, width, channels)`, with None for an open height or
+            width. Defaults to `(None, None, 3)`.
+        drop_path: Number in [0, 1). Stochastic depth: the rate at which the last
+            block's residuals are dropped in training. It rises linearly from 0 at the
+            first block. Defaults to `0.1`.
+        name: String. Name of the model. Defaults to `"mit_b0"`.
 
     Returns:
         A functional `keras.Model` from images to the last stage's features
@@ -173,8 +192,8 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
 
     Raises:
         TypeError: If `weights` is none of these.
-        ValueError: If the weights cannot be had or read, lack a tensor, have one too
-            many or of another shape, or `drop_path` is not in [0, 1).
+        ValueError: If the weights can't be fetched or read, if their tensors or shapes
+            are not those of the model, or if `drop_path` is not in [0, 1).
         ImportError: If a package that reads the weights is not installed.
 
     Example:
@@ -189,54 +208,49 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
 
     Source: paper, section 5; E. Xie et al., SegFormer, NeurIPS 2021.
     """
-    channels = (32, 64, 160, 256)
-    return _mit("b0", (2, 2, 2, 2), channels, weights, input_shape, drop_path, name)
-
-
-WIDE = (64, 128, 320, 512)
+    return _mit("b0", (2, 2, 2, 2), NARROW, weights, input_shape, drop_path, name)
 
 
 def MiTB1(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b1"):
-    """MiT-B1: channels 64, 128, 320, 512, blocks 2, 2, 2, 2. Example: see `MiTB0`."""
+    """Build MiT-B1, of 2, 2, 2 and 2 blocks. Example: see `MiTB0`."""
     return _mit("b1", (2, 2, 2, 2), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB2(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b2"):
-    """MiT-B2: channels 64, 128, 320, 512, blocks 3, 4, 6, 3. Example: see `MiTB0`."""
+    """Build MiT-B2, of 3, 4, 6 and 3 blocks. Example: see `MiTB0`."""
     return _mit("b2", (3, 4, 6, 3), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB3(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b3"):
-    """MiT-B3: channels 64, 128, 320, 512, blocks 3, 4, 18, 3. Example: see `MiTB0`."""
+    """Build MiT-B3, of 3, 4, 18 and 3 blocks. Example: see `MiTB0`."""
     return _mit("b3", (3, 4, 18, 3), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB4(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b4"):
-    """MiT-B4: channels 64, 128, 320, 512, blocks 3, 8, 27, 3. Example: see `MiTB0`."""
+    """Build MiT-B4, of 3, 8, 27 and 3 blocks. Example: see `MiTB0`."""
     return _mit("b4", (3, 8, 27, 3), WIDE, weights, input_shape, drop_path, name)
 
 
 def MiTB5(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b5"):
-    """MiT-B5: channels 64, 128, 320, 512, blocks 3, 6, 40, 3. Example: see `MiTB0`."""
+    """Build MiT-B5, of 3, 6, 40 and 3 blocks. Example: see `MiTB0`."""
     return _mit("b5", (3, 6, 40, 3), WIDE, weights, input_shape, drop_path, name)
 
 
 def _mit(size, depths, channels, weights, input_shape, drop_path, name):
+    """Build a MiT of the given number of blocks and channels per stage."""
     check_rate("drop_path", drop_path)
     if isinstance(weights, str) and weights == "imagenet":
         weights = f"nvidia/mit-{size}"
-    # Read first: a wrong file is told before the large sizes are built.
+    # Read first, so that a wrong file raises before a large model is built.
     values = None if weights is None else read_mit_weights(weights)
     inputs = keras.Input(input_shape)
     rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
     x = inputs
     for stage, (depth, width) in enumerate(zip(depths, channels, strict=True), 1):
-        kernel = KERNELS[stage - 1]
-        # Padded by hand: "same" pads elsewhere when the size is odd.
+        kernel, stride = KERNELS[stage - 1], STRIDES[stage - 1]
+        # Padded here, since "same" pads an odd size elsewhere than PyTorch does.
         x = layers.ZeroPadding2D(kernel // 2)(x)
-        embed = PatchConv2D(
-            width, kernel, STRIDES[stage - 1], name=f"stage{stage}_embed"
-        )
+        embed = PatchConv2D(width, kernel, stride, name=f"stage{stage}_embed")
         x = embed(x)  # (B, H/stride, W/stride, width)
         x = _norm(f"stage{stage}_embed_norm")(x)
         for block in range(1, depth + 1):
@@ -259,10 +273,10 @@ def _norm(name):
 
 
 def _drop_path(rate):
-    # One coin an image, the rest scaled up: stochastic depth.
+    # Stochastic depth: whole images are dropped, and the others scaled up.
     return layers.Dropout(rate, noise_shape=(None, 1, 1, 1))
 
 
-def _dense(units, policy):
+def _dense(units, **inner):
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
-    return Dense(units, kernel_initializer=initializer, dtype=policy)
+    return Dense(units, kernel_initializer=initializer, **inner)

@@ -1,6 +1,6 @@
-"""MiT weights from the files and models that people have.
+"""MiT weights from the files and models in which they are published.
 
-A tensor is named here as in SegFormer's own code, with the stages counted from 0:
+Tensors are named here as in SegFormer's own code, with stages counted from 0:
 `patch_embed.0.proj.weight`, `block.0.1.attn.q.bias`, `norm.3.weight`.
 """
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from keras_segadapter.backbones.weight_files import read_tensors
 
-# What a whole segmenter puts in front of its encoder's names, and its other parts.
+# Prefixes of the encoder's names in the file of a whole model, and its other parts.
 PREFIX = r"^(backbone|segformer\.encoder|encoder)\."
 OTHER_PARTS = r"(decode_head|auxiliary_head|classifier|head)\."
 
-# Pattern of a file's name and what it becomes here, applied from top to bottom.
+# Patterns in a file's names and what replaces them here, applied from top to bottom.
 TRANSFORMERS = (
     (r"^patch_embeddings\.", "patch_embed."),
     (r"layer_norm_", "norm"),
@@ -44,7 +44,7 @@ NVLABS = (
     (r"\.dwconv\.dwconv\.", ".dwconv."),
 )
 
-# The layers of a stage and of a block in `MiTB0` to `MiTB5`, and their names here.
+# Layers of a stage and of a block in `MiTB0` to `MiTB5`, and their names here.
 STAGE = {
     "embed": "patch_embed.{}.proj",
     "embed_norm": "patch_embed.{}.norm",
@@ -67,15 +67,15 @@ def read_mit_weights(source):
     """Read the weights of a MiT from a file, the Hugging Face Hub or keras-hub.
 
     Args:
-        source: What `MiTB0` takes as `weights`, but None and "imagenet".
+        source: Path, name on the Hub or model, as in `weights` of `MiTB0`.
 
     Returns:
-        NumPy arrays in Keras' axis order by their names here.
+        Dict of NumPy arrays in Keras' axis order, by their names here.
 
     Raises:
-        TypeError: If `source` is no path, name or model.
-        ValueError: If there is no such file or repository, the network fails, the
-            file is damaged or holds more than tensors, or the model is no MiT.
+        TypeError: If `source` is not a path, a name or a model.
+        ValueError: If there is no such file or repository, if the network fails, if the
+            file is damaged or holds more than tensors, or if the model is not a MiT.
         ImportError: If the package that reads the source is not installed.
     """
     if isinstance(source, keras.Model):
@@ -83,7 +83,8 @@ def read_mit_weights(source):
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
             "`weights` must be a file, a folder, a name on the Hugging Face Hub or a "
-            f"MiTBackbone of keras-hub. Received: {type(source).__name__}"
+            f"MiTBackbone of keras-hub. Received: weights={source!r} of type "
+            f"{type(source).__name__}"
         )
     tensors = {
         re.sub(PREFIX, "", key): value
@@ -105,36 +106,36 @@ def read_mit_weights(source):
 
 
 def assign_mit_weights(model, values):
-    """Assign the weights that `read_mit_weights` read to a MiT, every one or none.
+    """Assign what `read_mit_weights` returned to a MiT: every weight, or none.
 
     Args:
-        model: A model made by `MiTB0` to `MiTB5`.
-        values: Arrays in Keras' axis order by their names here.
+        model: A model built by `MiTB0` to `MiTB5`.
+        values: Dict of arrays in Keras' axis order, by their names here.
 
     Raises:
-        ValueError: If tensors are missing, surplus or of another shape; the sentence
+        ValueError: If tensors are missing, unknown or of another shape. The message
             lists them.
     """
     wanted = dict(_weights_and_biases(_layers_of_mit(model)))
     missing = sorted(wanted.keys() - values.keys())
-    surplus = sorted(values.keys() - wanted.keys())
+    unknown = sorted(values.keys() - wanted.keys())
     shapes = [
-        f"{name} is {values[name].shape}, wanted {tuple(wanted[name].shape)}"
+        f"{name} is {values[name].shape}, expected {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & values.keys())
         if values[name].shape != tuple(wanted[name].shape)
     ]
-    if missing or surplus or shapes:
+    if missing or unknown or shapes:
         raise ValueError(
-            f"The weights do not fit {model.name}: choose the size of MiT that they "
-            f"are of. Missing: {missing or 'none'}. Surplus: {surplus or 'none'}. "
-            f"Shapes: {shapes or 'as wanted'}."
+            f"The weights do not fit '{model.name}'. Build the size of MiT that they "
+            f"belong to. Received: weights with missing tensors: {missing or 'none'}, "
+            f"unknown tensors: {unknown or 'none'}, other shapes: {shapes or 'none'}"
         )
     for name, variable in wanted.items():
         variable.assign(values[name])
 
 
 def _split(tensors, joint, letters):
-    """Part the queries, keys and values that a file keeps in one tensor."""
+    """Split the queries, keys and values that a file keeps in one tensor."""
     parts = {}
     for key, value in tensors.items():
         if joint in key:
@@ -148,10 +149,10 @@ def _split(tensors, joint, letters):
 
 
 def _to_keras(name, value):
-    """Turn a PyTorch tensor's axes to Keras' order."""
+    """Return a PyTorch tensor as an array with its axes in Keras' order."""
     value = np.asarray(value, "float32")
     if ".mlp.fc" in name and value.shape[2:] == (1, 1):
-        value = value[..., 0, 0]  # a 1 x 1 convolution for a linear layer
+        value = value[..., 0, 0]  # a 1 x 1 convolution in place of a linear layer
     if value.ndim == 2:
         return value.T  # linear: (out, in) -> (in, out)
     if value.ndim == 4:
@@ -162,11 +163,12 @@ def _to_keras(name, value):
 
 
 def _values_of_keras_hub(model):
+    """Read the weights of a keras-hub MiTBackbone by their names here."""
     layers = list(_layers_of_keras_hub(model))
     if not layers:
         raise ValueError(
-            f"The model {model.name} is no MiTBackbone of keras-hub. Received: "
-            f"{type(model).__name__}"
+            "A model given as `weights` must be a MiTBackbone of keras-hub. Received: "
+            f"weights='{model.name}' of type {type(model).__name__}"
         )
     return {
         name: np.asarray(keras.ops.convert_to_numpy(variable), "float32")
@@ -175,6 +177,7 @@ def _values_of_keras_hub(model):
 
 
 def _layers_of_keras_hub(model):
+    """Yield the names here and the layers with weights of a keras-hub MiTBackbone."""
     stage = 0
     for layer in model.layers:
         if re.fullmatch(r"patch_and_embed_\d", layer.name):
@@ -182,7 +185,7 @@ def _layers_of_keras_hub(model):
             yield f"patch_embed.{stage}.norm", layer.norm
         elif match := re.fullmatch(r"hierarchical_encoder_\d_(\d+)", layer.name):
             for part in ("norm1", "norm2", *BLOCK.values()):
-                own = layer  # whose attributes are called as the parts are here
+                own = layer  # its attributes have the names that the parts have here
                 for attribute in part.split("."):
                     own = getattr(own, attribute, None)
                 if own is not None:  # a reduction of 1 has no convolution
@@ -193,6 +196,7 @@ def _layers_of_keras_hub(model):
 
 
 def _layers_of_mit(model):
+    """Yield the names here and the layers with weights of a MiT of this package."""
     for layer in model.layers:
         match = re.fullmatch(r"stage(\d)_(?:block(\d+)_)?(\w+)", layer.name)
         if not match:
@@ -210,6 +214,7 @@ def _layers_of_mit(model):
 
 
 def _weights_and_biases(layers):
+    """Yield the names here and the variables of named layers."""
     for name, layer in layers:
         weight, bias = layer.weights  # kernel or gamma, bias or beta
         yield f"{name}.weight", weight

@@ -1,11 +1,12 @@
-"""What a backbone expects of its input, as a layer that goes in front of it."""
+"""Preprocessing of images as a layer in front of the backbone."""
 
 import keras
 from keras import layers
 
-# How keras.applications' weights were trained, by the name it gives the model: colours
-# in BGR less their mean, or scaled to [-1, 1]. All else follows ImageNet's mean and
-# deviation, as do the paper, torchvision, timm and most of keras-hub's presets.
+# How the weights of keras.applications were trained, by the names that it gives its
+# models: on BGR with the mean subtracted, or on RGB scaled to [-1, 1]. Everything else
+# gets ImageNet's mean and standard deviation, as in the paper, torchvision, timm and
+# most of keras-hub's presets.
 _BGR = ("resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
 _MINUS_ONE_TO_ONE = (
     "resnet50v2",
@@ -20,7 +21,7 @@ _MINUS_ONE_TO_ONE = (
     "NASNet",
 )
 _BGR_MEAN = (103.939, 116.779, 123.68)
-# Mean and deviation of RGB in 0..255.
+# Mean and standard deviation of RGB in 0..255.
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _CLIP = ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323))
 _HALF = ([127.5] * 3, [127.5] * 3)
@@ -30,26 +31,26 @@ _KERAS_HUB = {  # by class
     "SigLIPVisionEncoder": _HALF,
     "CLIPVisionEncoder": _CLIP,
     "MetaCLIP2VisionEncoder": _CLIP,
-    "ViTDetBackbone": _ZERO_TO_ONE,  # ImageNet's follow inside
+    "ViTDetBackbone": _ZERO_TO_ONE,  # it applies ImageNet's by itself
 }
 
 
 def default_preprocessing(backbone):
-    """Layer that turns RGB in 0..255 into what `backbone` expects.
+    """Return a layer that turns RGB in 0..255 into what `backbone` expects.
 
-    A backbone that normalises by itself (it holds a `Rescaling` or `Normalization`
-    layer: EfficientNet, MobileNetV3, ConvNeXt of keras.applications) gets an
-    `Identity`, as does one whose input has other than three channels. The other
-    families of keras.applications are known by the names it gives them, keras-hub's by
-    their class, and keras-cv's take 0..1; everything else gets ImageNet's mean and
-    deviation (paper, section 5).
+    It is an `Identity` if the backbone normalizes by itself (it holds a `Rescaling` or
+    `Normalization` layer, like EfficientNet, MobileNetV3 and ConvNeXt of
+    keras.applications) or if its input has more or fewer than three channels. Other
+    families of keras.applications are recognized by their names, those of keras-hub by
+    their class; those of keras-cv take 0..1. Everything else gets ImageNet's mean and
+    standard deviation (paper, section 5).
     """
     (image,) = keras.tree.flatten(backbone.input)
-    normalises = any(
+    normalizes = any(
         isinstance(layer, (layers.Rescaling, layers.Normalization))
         for layer in _layers_inside(backbone)
     )
-    if normalises or image.shape[-1] != 3:
+    if normalizes or image.shape[-1] != 3:
         return layers.Identity(name="preprocessing")
     if backbone.name in _BGR:
         inputs = keras.Input((None, None, 3))
@@ -59,7 +60,7 @@ def default_preprocessing(backbone):
     if backbone.name.startswith(_MINUS_ONE_TO_ONE):
         mean, deviation = _HALF
     elif type(backbone).__module__.startswith("keras_cv"):
-        mean, deviation = _ZERO_TO_ONE  # what include_rescaling=True would do
+        mean, deviation = _ZERO_TO_ONE  # as include_rescaling=True does there
     else:
         mean, deviation = _KERAS_HUB.get(type(backbone).__name__, _IMAGENET)
     return layers.Rescaling(
@@ -70,6 +71,7 @@ def default_preprocessing(backbone):
 
 
 def _layers_inside(model):
+    """Yield the layers of a model and of the models nested in it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers_inside(layer)

@@ -107,20 +107,23 @@ class SegAdapter(layers.Layer):
         check_feature_map(self, input_shape)
         channels = input_shape[-1]
         hidden = max(1, round(self.ffn_ratio * channels))
-        # HSA's product leaves float16's range, so the FFN that reads it is in float32.
-        policy = "float32" if self.compute_dtype == "float16" else self.dtype_policy
+        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        ffn = inner
+        if self.compute_dtype == "float16":
+            # HSA's product leaves float16's range, and the FFN reads it.
+            ffn = {**inner, "dtype": "float32"}
         self.norms, self.attentions = [], []
         self.expansions, self.contractions, self.scales = [], [], []
         for _ in range(self.num_blocks):
-            norm = layers.Identity(dtype=self.dtype_policy)
+            norm = layers.Identity(**inner)
             if self.normalize:
-                norm = layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
+                norm = layers.LayerNormalization(epsilon=1e-6, **inner)
                 norm.build(input_shape)
             attention = HighOrderSpatialAttention(
-                self.num_classes, self.kernel_size, dtype=self.dtype_policy
+                self.num_classes, self.kernel_size, **inner
             )
-            expansion = Dense(hidden, dtype=policy)
-            contraction = Dense(channels, dtype=policy)
+            expansion = Dense(hidden, **ffn)
+            contraction = Dense(channels, **ffn)
             attention.build(input_shape)
             expansion.build(input_shape)
             contraction.build((*input_shape[:-1], hidden))

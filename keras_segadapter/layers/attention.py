@@ -51,15 +51,14 @@ class SegAttention(layers.Layer):
         super().__init__(**kwargs)
         self.filters = check_integer("filters", filters)
         self.kernel_size = check_integer("kernel_size", kernel_size)
+        # Keras would leave the layers inside a frozen one trainable.
+        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.depthwise = DepthwiseConv2D(
-            self.kernel_size,
-            padding="same",
-            data_format="channels_last",
-            dtype=self.dtype_policy,
+            self.kernel_size, padding="same", data_format="channels_last", **inner
         )
-        self.pointwise = Dense(self.filters, dtype=self.dtype_policy)
-        self.norm = layers.LayerNormalization(epsilon=1e-6, dtype=self.dtype_policy)
-        self.value = Dense(self.filters, dtype=self.dtype_policy)
+        self.pointwise = Dense(self.filters, **inner)
+        self.norm = layers.LayerNormalization(epsilon=1e-6, **inner)
+        self.value = Dense(self.filters, **inner)
 
     def build(self, input_shape):
         check_feature_map(self, input_shape)
@@ -123,15 +122,15 @@ class HighOrderSpatialAttention(layers.Layer):
         super().__init__(**kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.kernel_size = check_integer("kernel_size", kernel_size)
-        self.classifier = Dense(self.num_classes, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         check_feature_map(self, input_shape)
+        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
         scores_shape = (*input_shape[:-1], self.num_classes)
-        # Both attentions give as many channels as the features have, known only here.
+        self.classifier = Dense(self.num_classes, **inner)
+        # Both attentions give as many channels as the features have.
         self.visual, self.semantic = (
-            SegAttention(input_shape[-1], self.kernel_size, dtype=self.dtype_policy)
-            for _ in range(2)
+            SegAttention(input_shape[-1], self.kernel_size, **inner) for _ in range(2)
         )
         self.classifier.build(input_shape)
         self.visual.build(input_shape)

@@ -59,11 +59,13 @@ class MLPHead(layers.Layer):
         self.num_classes = check_num_classes(num_classes)
         self.channels = check_integer("channels", channels)
         self.dropout = check_rate("dropout", dropout)
-        self.projection_norm = self._norm()
+        # Keras would leave the layers inside a frozen one trainable.
+        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        self.projection_norm = _norm(**inner)
         self.drop = layers.SpatialDropout2D(
             dropout, data_format="channels_last", dtype=self.dtype_policy
         )
-        self.classifier = Dense(self.num_classes, dtype=self.dtype_policy)
+        self.classifier = Dense(self.num_classes, **inner)
 
     def build(self, input_shape):
         if not input_shape or not isinstance(input_shape[0], (list, tuple)):
@@ -72,11 +74,12 @@ class MLPHead(layers.Layer):
                 "shallow to deep; wrap a single one in a list. Received: "
                 f"input_shape={input_shape}"
             )
+        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.linears, self.norms = [], []
         for shape in input_shape:
             check_feature_map(self, shape)
-            linear = Dense(self.channels, use_bias=False, dtype=self.dtype_policy)
-            norm = self._norm()
+            linear = Dense(self.channels, use_bias=False, **inner)
+            norm = _norm(**inner)
             linear.build(shape)
             norm.build((*shape[:-1], self.channels))
             self.linears.append(linear)
@@ -120,12 +123,7 @@ class MLPHead(layers.Layer):
         )
         return config
 
-    def _norm(self):
-        # Momentum 0.9 is PyTorch's 0.1, with which the paper's models were trained. A
-        # frozen head's norms must be frozen too, or they would learn statistics.
-        return layers.BatchNormalization(
-            epsilon=1e-6,
-            momentum=0.9,
-            trainable=self.trainable,
-            dtype=self.dtype_policy,
-        )
+
+def _norm(**inner):
+    # Momentum 0.9 is PyTorch's 0.1, with which the paper's models were trained.
+    return layers.BatchNormalization(epsilon=1e-6, momentum=0.9, **inner)

@@ -1,0 +1,149 @@
+"""Every layer of the package keeps the contract of `contract.py`."""
+
+import keras
+import pytest
+from contract import check_layer
+from numpy_method import (
+    depthwise,
+    efficient_self_attention,
+    high_order_attention,
+    linear,
+    maps,
+    mix_ffn,
+    mlp_head,
+    patch_convolution,
+    resize_like,
+    seg_adapter,
+    seg_attention,
+    tokens_to_map,
+)
+
+import keras_segadapter as ksa
+from keras_segadapter.backbones.mit import EfficientSelfAttention, MixFFN
+from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
+
+
+def one_map(height, width):
+    return [(2, height, width, 6)]
+
+
+def two_stages(height, width):
+    return [(2, height, width, 3), (2, -(-height // 2), -(-width // 2), 4)]
+
+
+def map_and_reference(height, width):
+    return [(2, height, width, 4), (2, 2 * height - 1, width + 3, 1)]
+
+
+def tokens_and_grid(height, width):
+    return [(2, 2 + height * width, 6), (2, height, width, 1)]
+
+
+def adapted_map(layer, features):
+    adapted, scores = seg_adapter(layer, features)
+    return (adapted, scores) if layer.return_scores else adapted
+
+
+def adapted_tokens(layer, tokens, grid):
+    """Adapt the map that the last tokens make; leave the first two as they are."""
+    adapted, scores = seg_adapter(layer, tokens_to_map(layer, tokens, grid))
+    expected = tokens.astype("float64")
+    expected[:, 2:] = adapted.reshape(expected[:, 2:].shape)
+    return (expected, scores) if layer.return_scores else expected
+
+
+def head_scores(layer, *stages):
+    return mlp_head(layer, stages)
+
+
+def row(cls, shapes, equation, name=None, **arguments):
+    return pytest.param(cls, arguments, shapes, equation, id=name or cls.__name__)
+
+
+def adapter(name, **arguments):
+    tokens = name.startswith("tokens")
+    shapes = tokens_and_grid if tokens else one_map
+    equation = adapted_tokens if tokens else adapted_map
+    return row(ksa.SegAdapter, shapes, equation, name, num_classes=4, **arguments)
+
+
+LAYERS = [
+    row(ksa.SegAttention, one_map, seg_attention, filters=5, kernel_size=3),
+    row(
+        ksa.HighOrderSpatialAttention,
+        one_map,
+        high_order_attention,
+        num_classes=9,
+        kernel_size=3,
+    ),
+    adapter("map", kernel_size=3, ffn_ratio=2.5, scale_init=1e-4),
+    adapter("map, two blocks", num_blocks=2),
+    adapter("map, normalized", normalize=True),
+    adapter("map, no scores", return_scores=False),
+    adapter("tokens", num_blocks=2, normalize=True),
+    adapter("tokens, no scores", return_scores=False),
+    row(ksa.MLPHead, two_stages, head_scores, num_classes=5, channels=8, dropout=0.3),
+    row(ksa.ResizeLike, map_and_reference, resize_like),
+    row(ksa.TokensToMap, tokens_and_grid, tokens_to_map),
+    row(
+        EfficientSelfAttention,
+        one_map,
+        efficient_self_attention,
+        num_heads=2,
+        reduction=2,
+    ),
+    row(
+        EfficientSelfAttention,
+        one_map,
+        efficient_self_attention,
+        "EfficientSelfAttention, not reduced",
+        num_heads=3,
+    ),
+    row(MixFFN, one_map, mix_ffn, ratio=3),
+    row(DepthwiseConv2D, one_map, depthwise, kernel_size=(3, 3), padding="same"),
+    row(
+        PatchConv2D,
+        one_map,
+        patch_convolution,
+        filters=4,
+        kernel_size=(2, 2),
+        strides=(2, 2),
+    ),
+    row(Dense, one_map, linear, units=5),
+]
+
+
+@pytest.mark.parametrize(("cls", "arguments", "shapes", "equation"), LAYERS)
+def test_contract(cls, arguments, shapes, equation, tmp_path):
+    # A product of four factors leaves float16's range.
+    wide = [0] if cls is ksa.HighOrderSpatialAttention else []
+    check_layer(cls, arguments, shapes, equation, tmp_path, wide)
+
+
+OF_MAPS = {
+    ksa.SegAttention: {"filters": 5},
+    ksa.HighOrderSpatialAttention: {"num_classes": 3},
+    ksa.SegAdapter: {"num_classes": 3},
+    ksa.MLPHead: {"num_classes": 3},
+    EfficientSelfAttention: {"num_heads": 2},
+    MixFFN: {},
+}
+
+
+@pytest.mark.parametrize("cls", OF_MAPS)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((8, 4), id="no map"), pytest.param((8, 8, None), id="open channels")],
+)
+def test_inputs_that_are_no_feature_maps_raise(cls, shape):
+    layer, x = cls(**OF_MAPS[cls], name="odd"), keras.Input(shape)
+    words = f"{cls.__name__} 'odd' takes feature maps .* Received: input_shape="
+    with pytest.raises(ValueError, match=words):
+        layer([keras.Input((8, 8, 4)), x] if cls is ksa.MLPHead else x)
+
+
+@pytest.mark.parametrize("cls", OF_MAPS)
+def test_channels_first_raises(channels_first, cls):
+    layer, x = cls(**OF_MAPS[cls]), maps(1, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"set_image_data_format.*channels_first"):
+        layer([x] if cls is ksa.MLPHead else x)
