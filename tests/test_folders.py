@@ -27,7 +27,7 @@ def numbered(folder, count, size=(4, 6)):
 
 
 def orders(data, epochs):
-    """Numbers of the images, in the order in which the dataset holds them."""
+    """Return the numbers of the images, in the order that the dataset gives them."""
     found = []
     for epoch in epochs:
         data.epoch = epoch
@@ -47,9 +47,10 @@ def tiny_model():
 
 
 def compile_to_show_targets(model):
-    # The loss of a batch is the mean of its mask, so it names the image.
+    """Compile a model so that the loss of a batch is the number of its image."""
     model.compile(
         optimizer=keras.optimizers.SGD(0.0),
+        run_eagerly=EAGER,
         loss=lambda y, x: (
             keras.ops.mean(keras.ops.cast(y, "float32"), (1, 2))
             + 0 * keras.ops.mean(x, 1)
@@ -58,7 +59,7 @@ def compile_to_show_targets(model):
 
 
 class Order(keras.callbacks.Callback):
-    """Notes the masks that a model really gets, from the running mean loss."""
+    """Record of the masks that a model really gets, from the running mean loss."""
 
     def __init__(self):
         super().__init__()
@@ -127,33 +128,42 @@ def test_report(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "name, value, words",
     [
-        ({"num_classes": 1}, "`num_classes` must be at least 2.*: num_classes=1$"),
-        ({"num_classes": 2.0}, "`num_classes` must be an integer.*: num_classes=2.0$"),
-        (
-            {"batch_size": 0},
-            "`batch_size` must be an integer of at least 1.*: batch_size=0$",
+        pytest.param("num_classes", 1, "at least 2.*num_classes=1$", id="one class"),
+        pytest.param(
+            "num_classes", 2.0, "an integer.*num_classes=2.0$", id="float classes"
         ),
-        ({"batch_size": True}, "`batch_size` must be an integer.*: batch_size=True$"),
-        ({"image_size": 64}, r"`image_size` must be \(.*: image_size=64$"),
-        ({"image_size": (64,)}, r"`image_size` must be .*: image_size=\(64,\)$"),
-        (
-            {"image_size": (64, 0)},
-            r"`image_size\[1\]` must be an integer of at least 1.*e\[1\]=0$",
+        pytest.param(
+            "batch_size", 0, "an integer of at least 1.*batch_size=0$", id="no batch"
         ),
-        ({"image_size": (6.0, 6)}, r"`image_size\[0\]` must be .*e\[0\]=6.0$"),
-        ({"seed": -1}, "`seed` must be an integer of at least 0.*: seed=-1$"),
-        ({"threads": 0}, "`threads` must be an integer of at least 1.*: threads=0$"),
+        pytest.param(
+            "batch_size", True, "an integer.*batch_size=True$", id="bool batch"
+        ),
+        pytest.param("image_size", 64, r"\(.*image_size=64$", id="one number"),
+        pytest.param("image_size", (64,), r"\(.*size=\(64,\)$", id="one side"),
+        pytest.param(
+            r"image_size[1]", (64, 0), r"an integer of .* 1.*e\[1\]=0$", id="no width"
+        ),
+        pytest.param(
+            r"image_size[0]", (6.0, 6), r"an integer .*e\[0\]=6.0$", id="float height"
+        ),
+        pytest.param(
+            "seed", -1, "an integer of at least 0.*seed=-1$", id="negative seed"
+        ),
+        pytest.param(
+            "threads", 0, "an integer of at least 1.*threads=0$", id="no threads"
+        ),
     ],
 )
-def test_wrong_arguments(tmp_path, arguments, words):
-    with pytest.raises(ValueError, match=words):
-        FolderDataset(numbered(tmp_path, 2), **{"num_classes": 2, **arguments})
+def test_wrong_arguments_raise(tmp_path, name, value, words):
+    arguments = {"num_classes": 2, name.split("[")[0]: value}
+    with pytest.raises(ValueError, match=f"`{re.escape(name)}` must be {words}"):
+        FolderDataset(numbered(tmp_path, 2), **arguments)
 
 
-@pytest.mark.parametrize("ignore_class", ["void", [255, None], 255.0, True])
-def test_wrong_ignore_class(tmp_path, ignore_class):
+@pytest.mark.parametrize("ignore_class", ["void", [255, None], 255.0, True], ids=repr)
+def test_wrong_ignore_class_raises(tmp_path, ignore_class):
     words = "`ignore_class` must be None, an integer id or a list of integer ids. "
     words = re.escape(f"{words}Received: ignore_class={ignore_class!r}")
     with pytest.raises(TypeError, match=words):
@@ -163,7 +173,7 @@ def test_wrong_ignore_class(tmp_path, ignore_class):
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.0])
-def test_wrong_epoch(tmp_path, epoch):
+def test_wrong_epoch_raises(tmp_path, epoch):
     data = FolderDataset(numbered(tmp_path, 2), 2)
     words = f"`epoch` must be an integer of at least 0.*: epoch={epoch}$"
     with pytest.raises(ValueError, match=words):
@@ -202,17 +212,26 @@ def spoil_stem(folder):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (spoil_nothing_there, "folder .*nowhere does not exist .* Pass the path"),
-        (spoil_file_as_folder, "folder .*000.png does not exist or is not a folder"),
-        (spoil_subfolder, "folder .*masks does not exist. Put the masks there"),
-        (spoil_empty, "folder .*images holds no images. Put the images there"),
-        (spoil_mask_pair, r"image .*001.png has no mask .*\(1 such .* Add the mask"),
-        (spoil_image_pair, r"mask .*001.png has no image .*\(1 such .* Add the image"),
-        (spoil_stem, "files .*001.JPG and .*001.png have the same name .* Rename"),
+        (spoil_nothing_there, "path of an existing folder.*folder=.*nowhere$"),
+        (spoil_file_as_folder, "path of an existing folder.*folder=.*000.png$"),
+        (spoil_subfolder, "No masks were found. Put .*masks, which does not exist$"),
+        (spoil_empty, "No images were found. Put .*images, which holds none$"),
+        (spoil_mask_pair, r"Add the mask.*images.001.png without its mask \(1 in"),
+        (spoil_image_pair, r"Add the image.*masks.001.png without its image \(1 in"),
+        (spoil_stem, "Rename or remove .*Received: .*001.JPG and .*001.png$"),
+    ],
+    ids=[
+        "no folder",
+        "a file",
+        "no masks",
+        "no images",
+        "no mask",
+        "no image",
+        "twins",
     ],
 )
 @pytest.mark.parametrize("function", [FolderDataset, check_folder])
-def test_wrong_folder(tmp_path, function, spoil, words):
+def test_wrong_folder_raises(tmp_path, function, spoil, words):
     folder = spoil(numbered(tmp_path, 3)) or tmp_path
     with pytest.raises(ValueError, match=words):
         function(folder, 3)
@@ -256,20 +275,21 @@ def spoil_mode(folder):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (spoil_image, "image .*images.001.png cannot be read: .* Replace the file"),
-        (spoil_image_fully, "image .*images.001.png cannot be read: .* Replace"),
-        (spoil_mask, "mask .*masks.001.png cannot be read: .* Replace the file"),
-        (spoil_size, r"images.001.png has the size \(4, 6\) .*1.png has \(6, 4\)"),
+        (spoil_image, "The image cannot be read: .* Replace .*images.001.png$"),
+        (spoil_image_fully, "The image cannot be read: .* Replace .*images.001.png$"),
+        (spoil_mask, "The mask cannot be read: .* Replace .*masks.001.png$"),
+        (spoil_size, r"images.001.png of size \(4, 6\), .*1.png of size \(6, 4\)$"),
         (
             spoil_ids,
-            "masks.001.png holds the ids 3, 7, but only ids from 0 to 2 and the "
-            r"ignored ids \[255\] are allowed. Correct .* `num_classes` or `ignore_cl",
+            r"hold only the ids 0 to 2 and the ignored ids \[255\]. Correct .*"
+            r"`num_classes` or `ignore_class`.*masks.001.png with the ids 3, 7$",
         ),
-        (spoil_colors, "masks.001.png is a picture in colors .* Convert its colors"),
-        (spoil_mode, "masks.001.jpg has the picture mode CMYK, .* grey PNG"),
+        (spoil_colors, "not colors. Convert .*masks.001.png of mode RGB$"),
+        (spoil_mode, "as a grayscale PNG.*masks.001.jpg of mode CMYK$"),
     ],
+    ids=["image cut", "no picture", "mask cut", "size", "ids", "colors", "mode"],
 )
-def test_wrong_files(tmp_path, spoil, words):
+def test_wrong_files_raise(tmp_path, spoil, words):
     spoil(numbered(tmp_path, 3))
     with pytest.raises(ValueError, match=words):
         check_folder(tmp_path, 3)
@@ -281,23 +301,23 @@ def test_wrong_files(tmp_path, spoil, words):
 def test_first_fault_is_named(tmp_path):
     spoil_size(numbered(tmp_path, 9))
     write(tmp_path / "masks/007.png", np.full((4, 6), 99, "uint8"))
-    with pytest.raises(ValueError, match=r"001\.png has the size"):
+    with pytest.raises(ValueError, match=r"001\.png of size"):
         check_folder(tmp_path, 9)
 
 
 @pytest.mark.parametrize(
     "ignore_class, words",
     [
-        (255, "masks hold only the ids 0 and 255, and 255 is ignored"),
-        (None, r"000.png holds the ids 255, .* 0 to 1 and the ignored ids \[\] are"),
+        pytest.param(255, "masks in .*masks$", id="ignored"),
+        pytest.param(None, "mask .*000.png with the ids 255$", id="not ignored"),
     ],
 )
-def test_black_and_white_masks(tmp_path, ignore_class, words):
+def test_black_and_white_masks_raise(tmp_path, ignore_class, words):
     for i in range(2):
         write(tmp_path / f"images/00{i}.png", np.zeros((4, 6, 3), "uint8"))
         write(tmp_path / f"masks/00{i}.png", np.array([[0, 255] * 3] * 4, "uint8"))
-    words = words.replace("masks hold", "masks in .*masks hold")
-    with pytest.raises(ValueError, match=words + ".* 1 in place of 255"):
+    words = f"black-and-white pictures.* 1 instead of 255. Received: {words}"
+    with pytest.raises(ValueError, match=words):
         check_folder(tmp_path, 2, ignore_class=ignore_class)
 
 
@@ -305,7 +325,7 @@ def test_sizes_that_differ_need_image_size(tmp_path):
     numbered(tmp_path, 2)
     write(tmp_path / "images/002.png", np.zeros((8, 6, 3), "uint8"))
     write(tmp_path / "masks/002.png", np.zeros((8, 6), "uint8"))
-    words = r"000.png has \(4, 6\) and .*002.png has \(8, 6\). Pass `image_size="
+    words = r"Pass `image_size=.*000.png of size \(4, 6\), .*2.png of size \(8, 6\)$"
     with pytest.raises(ValueError, match=words):
         FolderDataset(tmp_path, 2)[0]
     assert FolderDataset(tmp_path, 2, image_size=[5, 7])[0][0].shape == (3, 5, 7, 3)
@@ -330,18 +350,18 @@ def test_sizes_that_differ_need_image_size(tmp_path):
     ],
 )
 def test_images_of_any_mode_become_rgb(tmp_path, mode, suffix):
-    grey = np.array([[0, 255]] * 2, "uint8").repeat(8, 0).repeat(8, 1)
+    gray = np.array([[0, 255]] * 2, "uint8").repeat(8, 0).repeat(8, 1)
     if mode == "I;16":
-        write(tmp_path / f"images/a.{suffix}", grey.astype("uint16") * 257)
+        write(tmp_path / f"images/a.{suffix}", gray.astype("uint16") * 257)
     else:
-        rgb = Image.fromarray(grey).convert("RGB").convert(mode)
+        rgb = Image.fromarray(gray).convert("RGB").convert(mode)
         (tmp_path / "images").mkdir()
         rgb.save(tmp_path / f"images/a.{suffix}")
-    write(tmp_path / "masks/a.png", grey // 255)
+    write(tmp_path / "masks/a.png", gray // 255)
     images, masks = FolderDataset(tmp_path, 2)[0]
     assert images.dtype == "uint8"
-    np.testing.assert_allclose(images[0], grey[..., None].repeat(3, -1), atol=2)
-    np.testing.assert_array_equal(masks[0], grey // 255)
+    np.testing.assert_allclose(images[0], gray[..., None].repeat(3, -1), atol=2)
+    np.testing.assert_array_equal(masks[0], gray // 255)
 
 
 def test_transparent_palette_image(tmp_path):
@@ -374,7 +394,7 @@ def as_palette():
         (Image.fromarray(IDS).convert("RGBA"), IDS),
         (Image.fromarray(IDS).convert("LA"), IDS),
     ],
-    ids=["grey", "palette", "1-bit", "16-bit", "rgb", "rgba", "grey-alpha"],
+    ids=["gray", "palette", "1-bit", "16-bit", "rgb", "rgba", "gray-alpha"],
 )
 def test_masks_of_any_mode_hold_ids(tmp_path, picture, ids):
     write(tmp_path / "images/a.png", np.zeros((2, 3, 3), "uint8"))
@@ -399,7 +419,7 @@ def test_ids_beyond_255(tmp_path):
 
 def test_exif_orientation(tmp_path):
     tags = Image.Exif()
-    tags[0x0112] = 6  # to be turned clockwise
+    tags[0x0112] = 6  # the orientation that is to be turned clockwise
     image = np.zeros((8, 16, 3), "uint8")
     image[:, 8:] = 255
     write(tmp_path / "images/a.jpg", image, exif=tags, quality=95)
@@ -472,7 +492,7 @@ def test_order_that_fit_sees_after_compiling_again(tmp_path):
     assert fit(data, 1) + fit(data, 2) == expected(0, [0, 1, 2], 5)
 
 
-def test_fit_goes_on_from_a_set_epoch(tmp_path):
+def test_fit_continues_from_a_set_epoch(tmp_path):
     data = FolderDataset(numbered(tmp_path, 5), 5, batch_size=1, shuffle=True)
     data.epoch = 4
     assert fit(data, 2) == expected(0, [4, 5], 5)
@@ -490,7 +510,7 @@ def test_another_models_fit_counts_too(tmp_path):
     assert data.epoch == before + 3  # and once before the first
 
 
-def test_a_segmenter_tells_its_data_the_epoch(tmp_path, tiny_backbone):
+def test_a_segmenter_sets_the_epoch_of_its_data(tmp_path, tiny_backbone):
     data = FolderDataset(numbered(tmp_path, 2), 2, batch_size=2, image_size=(16, 16))
     model = ksa.build_segmenter(tiny_backbone(), 2)
     model.compile(run_eagerly=EAGER)
@@ -529,13 +549,13 @@ def test_batch_size_larger_than_the_dataset(tmp_path):
 
 
 @pytest.mark.parametrize("index", [-1, 2])
-def test_batch_that_is_not_there(tmp_path, index):
+def test_batch_out_of_range_raises(tmp_path, index):
     data = FolderDataset(numbered(tmp_path, 3), 3, batch_size=2)
-    with pytest.raises(IndexError, match=f"Batch {index} was asked for"):
+    with pytest.raises(IndexError, match=f"from 0 to 1. Received: index={index}$"):
         data[index]
 
 
-def test_numpy_integers_are_arguments_too(tmp_path):
+def test_numpy_integers_as_arguments(tmp_path):
     size = (np.int64(5), np.int32(7))
     data = FolderDataset(
         numbered(tmp_path, 3), np.int64(3), batch_size=np.int64(2), image_size=size

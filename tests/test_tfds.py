@@ -1,10 +1,11 @@
-"""tensorflow-datasets with an image and a mask, under every backend."""
+"""Datasets of tensorflow-datasets with images and masks, under every backend."""
 
 import builtins
 
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 
 import keras_segadapter as ksa
 from keras_segadapter.data import (
@@ -22,7 +23,7 @@ SIZE = (16, 24)
 
 
 def mocked(ids, count=3, size=(8, 12)):
-    """A dataset of `count` examples; mask i is full of the i-th id, image i of i."""
+    """Mock a dataset whose mask i is full of the i-th id, and image i of i."""
 
     def value(feature, i):
         if feature.shape[-1:] == (3,):
@@ -40,7 +41,7 @@ def mocked(ids, count=3, size=(8, 12)):
                 for i in range(count)
             ),
             output_signature={
-                # Cityscapes' features have a fixed size that would be slow here.
+                # The fixed size of Cityscapes' features would be slow.
                 name: tf.TensorSpec(
                     [None, None, feature.shape[-1]]
                     if isinstance(feature, tfds.features.Image)
@@ -50,7 +51,7 @@ def mocked(ids, count=3, size=(8, 12)):
                 for name, feature in features.items()
             },
         )
-        # Known for stored datasets; Keras asks for it.
+        # Stored datasets have a cardinality, which Keras asks for.
         return data.apply(tf.data.experimental.assert_cardinality(count))
 
     return tfds.testing.mock_data(as_dataset_fn=as_dataset)
@@ -80,7 +81,7 @@ def store(folder, count=6):
 
 
 def birds(count=6, size=(20, 30), **options):
-    """A dataset of noise, opened; and its images and masks."""
+    """Return an opened dataset of noise, and its images and masks."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *size, 3), "uint8")
     masks = rng.integers(0, 4, (count, *size, 1), "uint8")
@@ -95,11 +96,12 @@ def birds(count=6, size=(20, 30), **options):
 
 
 def whole(data):
-    """One pass: images beside masks."""
+    """Return the images beside the masks of one pass."""
     return np.concatenate([np.concatenate([x, y[..., None]], -1) for x, y in data])
 
 
 def order(data):
+    """Return the ids that the masks of one pass are full of."""
     return [int(i) for _, masks in data for i in masks.numpy()[:, 0, 0]]
 
 
@@ -112,6 +114,7 @@ def order(data):
         ("oxford_iiit_pet", OXFORD_PETS, [1, 2, 3], [0, 1, 255]),
         ("cityscapes", CITYSCAPES, [0, 7, 33], [255, 0, 18]),
     ],
+    ids=["oxford_iiit_pet", "cityscapes"],
 )
 def test_known_datasets(name, labels, ids, classes):
     with mocked(ids):
@@ -137,6 +140,7 @@ def test_known_datasets(name, labels, ids, classes):
         ({"num_classes": 2}, [0, 1, 255], [0, 1, 255]),
         ({"labels": Labels(["a", "b"], {0: 255, 7: 0, 9: 1})}, [7, 0, 9], [0, 255, 1]),
     ],
+    ids=["num_classes", "labels"],
 )
 def test_another_dataset(arguments, ids, classes):
     with mocked(ids):
@@ -146,14 +150,14 @@ def test_another_dataset(arguments, ids, classes):
     assert data.class_names == (("a", "b") if "labels" in arguments else None)
 
 
-def test_fit_tells_a_tfds_dataset_its_epoch(tiny_backbone):
+def test_fit_sets_the_epoch_of_a_tfds_dataset(tiny_backbone):
     data, *_ = birds(augmentation=Augmentation((16, 16)), batch_size=6, shuffle=True)
     passes = []
     watched = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: passes.append(data.epoch)
     )
     model = ksa.build_segmenter(tiny_backbone((4,)), data.num_classes)
-    model.compile()
+    model.compile(run_eagerly=EAGER)
     history = model.fit(data, epochs=2, verbose=0, callbacks=[watched]).history
     assert len(history["loss"]) == 2 and np.isfinite(history["loss"]).all()
     assert data.epoch == 2  # each pass that begins adds one
@@ -165,7 +169,7 @@ def test_fit_tells_a_tfds_dataset_its_epoch(tiny_backbone):
 
 
 def test_a_stored_dataset(tmp_path):
-    # tensorflow-datasets 4.9.10 imports it, but does not ask pip for it.
+    # tensorflow-datasets 4.9.10 imports it without requiring it.
     pytest.importorskip("importlib_resources")
     store(tmp_path)
     options = dict(image_size=(4, 6), num_classes=6, batch_size=4, data_dir=tmp_path)
@@ -183,7 +187,7 @@ def test_a_stored_dataset(tmp_path):
     assert other.epoch == 3
     shuffled[0].epoch = 1
     assert order(shuffled[0]) == first[1]
-    # Nor has the global seed a say, and the dataset leaves it alone.
+    # The order does not depend on the global seed, and the dataset leaves it alone.
     tf.random.set_seed(5)
     number = tf.random.uniform(())
     tf.random.set_seed(5)
@@ -211,7 +215,7 @@ def test_views_depend_on_seed_epoch_and_image_only():
     assert resumed.epoch == 2
 
 
-def test_resizing_as_from_a_folder():
+def test_resizing_interpolates_images_but_never_masks():
     ids = np.array([[0, 7], [7, 0]], "uint8")
 
     def as_dataset(self, *args, **kwargs):
@@ -229,8 +233,8 @@ def test_resizing_as_from_a_folder():
 # Edges
 
 
-def test_a_foreign_id_stops_the_reading():
-    words = "mask of oxford_iiit_pet, train holds the ids 0, which the label map does"
+def test_an_unknown_id_stops_the_reading():
+    words = r"Received: mask of oxford_iiit_pet \(train\) with the ids 0"
     with mocked([1, 0, 3]):
         data = open_tfds("oxford_iiit_pet", image_size=SIZE)
         with pytest.raises(tf.errors.InvalidArgumentError, match=words):
@@ -240,13 +244,13 @@ def test_a_foreign_id_stops_the_reading():
 @pytest.mark.parametrize(
     "name, arguments, words",
     [
-        ("scene_parse150", {}, r"instance masks: .* ADE20K.*open_folder"),
+        ("scene_parse150", {}, r"instance masks, .* ADE20K.*open_folder"),
         ("scene_parse150", {"num_classes": 150}, "scene_parse150 holds instance masks"),
-        ("caltech_birds2011", {}, r"masks of caltech_birds2011 .* Pass `num_classes`"),
+        ("caltech_birds2011", {}, "Pass `num_classes`.*name='caltech_birds2011'$"),
         ("mnist", {"num_classes": 2}, r"three channels .* pictures \['image'\]$"),
         ("cityscapes/stereo_disparity", {}, r"'image_right', 'disparity_map'\]$"),
         ("oxford_iiit_pet", {"num_classes": 1}, "`num_classes` must be at least 2"),
-        ("oxford_iiit_pet", {"ignore_class": None}, r"sends the id 3 to 255"),
+        ("oxford_iiit_pet", {"ignore_class": None}, r"label_map\[3\]=255$"),
         (
             "oxford_iiit_pet",
             {"features": ("image", "label")},
@@ -258,17 +262,32 @@ def test_a_foreign_id_stops_the_reading():
         (
             "oxford_iiit_pet",
             {"augmentation": Augmentation((8, 8))},
-            r"Leave `image_size` out, .* image_size=\(16, 24\), crop_size=\(8, 8\)$",
+            r"Leave out `image_size`, .* image_size=\(16, 24\), crop_size=\(8, 8\)$",
         ),
         ("oxford_iiit_pet", {"image_size": 9}, r"`image_size` must be \(height, w"),
     ],
+    ids=[
+        "instances",
+        "instances with classes",
+        "unknown classes",
+        "no mask",
+        "depths",
+        "one class",
+        "no void",
+        "features",
+        "no batch",
+        "seed",
+        "no size",
+        "two sizes",
+        "one number",
+    ],
 )
-def test_wrong_arguments(name, arguments, words):
+def test_wrong_arguments_raise(name, arguments, words):
     with mocked([1, 2, 3]), pytest.raises(ValueError, match=words):
         open_tfds(name, **{"image_size": SIZE, **arguments})
 
 
-def test_a_wrong_epoch():
+def test_a_wrong_epoch_raises():
     data, *_ = birds(image_size=SIZE)
     data.epoch = -1
     with pytest.raises(tf.errors.InvalidArgumentError, match="`epoch` must be an inte"):
@@ -285,7 +304,7 @@ def test_one_of_several_features_is_chosen():
         assert order(data) == [255, 0, 18]
 
 
-def test_tensorflow_datasets_is_asked_for(monkeypatch):
+def test_missing_tensorflow_datasets_raises(monkeypatch):
     original = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -294,5 +313,7 @@ def test_tensorflow_datasets_is_asked_for(monkeypatch):
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install keras-segadapter\[data\]"):
+    with pytest.raises(
+        ImportError, match=r"pip install keras-segadapter\[data,tensorfl"
+    ):
         open_tfds("oxford_iiit_pet", image_size=SIZE)

@@ -1,7 +1,8 @@
-"""Pictures to learn from: drawn scenes, folders and tensorflow-datasets."""
+"""Images and masks to learn from: drawn scenes, folders and tensorflow-datasets."""
 
 from keras_segadapter.data.augmentation import Augmentation
-from keras_segadapter.data.folders import FolderDataset, check_folder, open_folder
+from keras_segadapter.data.check import check_folder
+from keras_segadapter.data.folders import FolderDataset, open_folder
 from keras_segadapter.data.labels import (
     ADE20K,
     CITYSCAPES,

@@ -1,55 +1,51 @@
-"""The recipe's training augmentation: resize, crop, flip, distort, pad."""
+"""Training augmentation of the paper: resize, crop, flip, distort, pad."""
 
 from numbers import Real
 
 import numpy as np
 from PIL import Image
 
-from keras_segadapter.validation import check_positive, check_size, ignored_ids
 from keras_segadapter.data.reading import resize_image, resize_mask
+from keras_segadapter.validation import check_positive, check_size, ignored_ids
 
-CROPS = 10  # that are looked at; where none will do, the next is taken unseen
-TURN = 255  # steps of Pillow's hue around the circle
+CROPS = 10  # that are looked at; if none of them fits, the next is taken as it is
+HUES = 255  # Pillow's steps around the circle of hues
 
 
-# Not made of Keras' random layers: their contrast turns about the mean, each backend
-# draws other numbers from a seed, and JAX compiles each size of an image anew.
+# Keras' random layers don't serve here: their contrast is relative to the mean, each
+# backend draws other numbers from a seed, and JAX compiles again for each image size.
 class Augmentation:
     """Random views of an image and its mask, for training.
 
-    In this order: a resize by a random scale, the ratio kept; a crop at a random
-    place; a flip of left and right; a photometric distortion; black and an ignored
-    id at the bottom and on the right, where the image is smaller than the crop.
-    Images are resized smoothly, masks by the nearest pixel.
+    A view is made in five steps: resize by a random scale, keeping the aspect ratio;
+    crop at a random place; flip left and right; distort the colors; pad at the bottom
+    and on the right with black and an ignored id, where the image is smaller than the
+    crop. Images are resized by interpolation, masks by the nearest pixel.
 
-    The datasets of this package take it as `augmentation`. What an image becomes
-    depends there on `seed`, on the dataset's `epoch` and on the number of the image,
-    and on nothing else.
+    The datasets of this package take it as `augmentation`. What an image becomes there
+    depends only on `seed`, the dataset's `epoch` and the index of the image.
 
-    Of the crop and the distortion: up to ten crops are looked at, until one holds
-    several classes and none of them on `max_class_share` or more of its pixels,
-    ignored ones left out; then an eleventh is taken as it is. Brightness changes by
-    up to 32 of 255, contrast and saturation by a factor of 0.5 to 1.5, the hue by up
-    to 36 degrees, each in one image of two; contrast at random before or after
-    saturation and hue.
-
-    Source: the SegAdapter paper, section 5 in its outline; the ranges are those of
-    MMSegmentation's pipelines, which it trains with. Their 18 of hue count OpenCV's
-    steps of 2 degrees.
+    Up to ten crops are looked at, until one holds several classes and none of them
+    covers `max_class_share` or more of its pixels, not counting ignored ones; an
+    eleventh is taken as it is. Brightness changes by up to 32 of 255, contrast and
+    saturation by a factor of 0.5 to 1.5, the hue by up to 36 degrees, each in half of
+    the images; contrast changes at random before or after saturation and hue.
 
     Args:
-        crop_size: `(height, width)` of what comes out.
-        base_size: `(height, width)` of a box that an image is fitted into at scale 1,
-            long side along long side: `(512, 2048)` for ADE20K in the paper. By
-            default the image's own size.
-        scale: Lowest and highest factor of the base size.
-        max_class_share: Share of a crop that one class must stay below; 1 takes any
-            crop.
-        flip: Probability of a flip.
-        photometric: Whether to change brightness, contrast, saturation and hue.
+        crop_size: Tuple of integers, `(height, width)`. Size of the views.
+        base_size: Tuple of integers, `(height, width)`, or None. Box that an image is
+            fitted into at scale 1, long side along long side; `(512, 2048)` for ADE20K
+            in the paper. Defaults to `None`: the size of the image.
+        scale: Tuple of numbers above 0. Lowest and highest factor on the base size.
+            Defaults to `(0.5, 2.0)`.
+        max_class_share: Number from 0 to 1. Share of a crop that each class must stay
+            below; 1 takes any crop. Defaults to `0.75`.
+        flip: Number from 0 to 1. Probability of a flip. Defaults to `0.5`.
+        photometric: Boolean. Whether to change brightness, contrast, saturation and
+            hue. Defaults to `True`.
 
     Raises:
-        ValueError: If an argument is not what is asked for above.
+        ValueError: If an argument is not as described.
 
     Example:
 
@@ -63,6 +59,10 @@ class Augmentation:
     print(image.shape, mask.shape)  # (64, 64, 3) (64, 64)
     # ksa.data.open_folder("ade", augmentation=ksa.data.Augmentation((512, 512)))
     ```
+
+    Source: paper, section 5, for the outline; MMSegmentation's pipelines, which the
+    paper trains with, for the ranges. Their hue of 18 counts OpenCV's steps of 2
+    degrees.
     """
 
     def __init__(
@@ -101,20 +101,20 @@ class Augmentation:
         """Return one random view of an image and its mask.
 
         Args:
-            image: RGB, uint8 of shape `(height, width, 3)`.
-            mask: Class ids, integers of shape `(height, width)`.
-            rng: `np.random.Generator` that decides.
-            ignore_class: Id, or list of ids, of no class; the lowest fills the mask
-                up.
+            image: RGB image, uint8 `(H, W, 3)`.
+            mask: Integer class ids `(H, W)`.
+            rng: `np.random.Generator`. Source of the random numbers.
+            ignore_class: Integer or list of integers. Ids of void pixels; the lowest
+                pads the mask. Defaults to `255`.
 
         Returns:
-            The image and the mask at the crop size, of the types that came in.
+            The image and the mask at the crop size, with their dtypes unchanged.
 
         Raises:
-            TypeError: If `rng` is no generator, or `ignore_class` neither an integer
-                nor a list of them.
-            ValueError: If image and mask are not as above, or there is no
-                `ignore_class` or the mask cannot hold it.
+            TypeError: If `rng` is not a generator, or if `ignore_class` is neither an
+                integer nor a list of integers.
+            ValueError: If the image or the mask is not as described, if there is no
+                ignored id, or if the mask cannot hold it.
         """
         image, mask = np.asarray(image), np.asarray(mask)
         ignored = check_ignored(ignore_class)
@@ -126,7 +126,7 @@ class Augmentation:
             )
         size = self._draw_size(image.shape[:2], rng)
         image = resize_image(image, size)
-        # Pillow knows no 64-bit masks.
+        # Pillow has no 64-bit masks.
         mask = resize_mask(mask.astype("int32"), size).astype(mask.dtype)
         crop = self._draw_crop(mask, ignored, rng)
         image, mask = image[crop], mask[crop]  # at most the crop size
@@ -140,7 +140,7 @@ class Augmentation:
         return image, np.pad(mask, padding, constant_values=ignored[0])
 
     def _draw_size(self, size, rng):
-        """Return the size at which an image of `size` fills the scaled base box."""
+        """Return the size at which an image of `size` fits the scaled base box."""
         ratio = rng.uniform(*self.scale)
         box = [int(side * ratio) for side in self.base_size or size]
         factor = min(max(box) / max(size), min(box) / min(size))
@@ -165,18 +165,28 @@ class Augmentation:
 
 
 def check_ignored(ignore_class):
-    """Return the sorted ids of `ignore_class` if there is one to fill masks with."""
+    """Return the sorted ids of `ignore_class`, the first of which pads masks.
+
+    Raises:
+        TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
+        ValueError: If there is no id.
+    """
     ignored = ignored_ids(ignore_class)
     if not ignored:
         raise ValueError(
-            "An augmentation fills masks up with an ignored id, so one is needed. Pass "
+            "An augmentation pads masks with an ignored id, so there must be one. Pass "
             f"`ignore_class`, such as 255. Received: ignore_class={ignore_class!r}"
         )
     return ignored
 
 
 def check_augmentation(augmentation, image_size, ignore_class):
-    """Refuse a dataset's `augmentation` that does not fit its other arguments."""
+    """Validate that a dataset's `augmentation` fits its other arguments.
+
+    Raises:
+        TypeError: If it is not an `Augmentation`.
+        ValueError: If there is an image size, or no ignored id.
+    """
     if not isinstance(augmentation, Augmentation):
         raise TypeError(
             "`augmentation` must be a keras_segadapter.data.Augmentation or None. "
@@ -184,35 +194,41 @@ def check_augmentation(augmentation, image_size, ignore_class):
         )
     if image_size is not None:
         raise ValueError(
-            "The crop size of `augmentation` decides the size of images. Leave "
-            "`image_size` out, or pass it to Augmentation as `base_size`. Received: "
+            "The crop size of `augmentation` sets the size of the images. Leave out "
+            "`image_size`, or pass it to Augmentation as `base_size`. Received: "
             f"image_size={image_size!r}, crop_size={augmentation.crop_size}"
         )
     check_ignored(ignore_class)
 
 
-def _check_pair(image, mask, filling):
+def _check_pair(image, mask, padding):
+    """Validate that an image and a mask belong together.
+
+    Raises:
+        ValueError: If one of them is not as described, or if the mask cannot hold the
+            id `padding`.
+    """
     if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
-            "`image` must be RGB, uint8 of shape (height, width, 3). Received: "
-            f"{image.dtype} of shape {image.shape}"
+            "`image` must be RGB, uint8 of shape (height, width, 3). Received: image "
+            f"of shape {image.shape} and dtype {image.dtype}"
         )
     if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2] or not mask.size:
         raise ValueError(
-            "`mask` must hold a class id for each pixel of the image, integers of "
-            f"shape (height, width). Received: {mask.dtype} of shape {mask.shape} for "
-            f"an image of shape {image.shape}"
+            "`mask` must hold one integer class id for each pixel of the image. "
+            f"Received: mask of shape {mask.shape} and dtype {mask.dtype} for an image "
+            f"of shape {image.shape}"
         )
-    if not np.iinfo(mask.dtype).min <= filling <= np.iinfo(mask.dtype).max:
+    if not np.iinfo(mask.dtype).min <= padding <= np.iinfo(mask.dtype).max:
         raise ValueError(
-            f"The mask is of type {mask.dtype}, which cannot hold the ignored id "
-            f"{filling}. Convert it: mask.astype('int32')."
+            "`mask` must be of a dtype that can hold the ignored id. Convert it with "
+            f"mask.astype('int32'). Received: {mask.dtype} for the id {padding}"
         )
 
 
 def _distort(image, rng):
-    """Change brightness, contrast, saturation and hue of an image (H, W, 3)."""
-    same = np.arange(256)  # each change is a table of the 256 values' new ones
+    """Change the brightness, contrast, saturation and hue of an image `(H, W, 3)`."""
+    same = np.arange(256)  # each change is a table of new values for the 256 values
 
     def sometimes(draw):
         return draw() if rng.random() < 0.5 else same
@@ -220,14 +236,14 @@ def _distort(image, rng):
     brightness = sometimes(lambda: same + rng.uniform(-32, 32))
     contrast = sometimes(lambda: same * rng.uniform(0.5, 1.5))
     saturation = sometimes(lambda: same * rng.uniform(0.5, 1.5))
-    hue = sometimes(lambda: same + round(rng.integers(-18, 18) * 2 / 360 * TURN))
+    hue = sometimes(lambda: same + round(rng.integers(-18, 18) * 2 / 360 * HUES))
     contrast_first = rng.random() < 0.5
 
     picture = _replace(Image.fromarray(image), [brightness] * 3)
     if contrast_first:
         picture = _replace(picture, [contrast] * 3)
-    if hue is not same or saturation is not same:  # the way there and back rounds
-        picture = _replace(picture.convert("HSV"), [hue % TURN, saturation, same])
+    if hue is not same or saturation is not same:  # since the way to HSV rounds
+        picture = _replace(picture.convert("HSV"), [hue % HUES, saturation, same])
         picture = picture.convert("RGB")
     if not contrast_first:
         picture = _replace(picture, [contrast] * 3)
@@ -235,5 +251,5 @@ def _distort(image, rng):
 
 
 def _replace(picture, tables):
-    """Look up each channel's values in its table, cut to 0..255."""
+    """Replace each channel's values by those of its table, clipped to 0..255."""
     return picture.point(np.clip(tables, 0, 255).astype("uint8").ravel().tolist())

@@ -1,15 +1,15 @@
-"""The number of each epoch and the order that it makes, for trainings that resume."""
+"""Epoch numbers and the orders they give, so that training can resume."""
 
 import keras
 import numpy as np
 
 
 def count_epochs(data):
-    """Callback that sets `data.epoch` before each epoch of one `fit`.
+    """Return a callback that sets `data.epoch` before each epoch of one `fit`.
 
-    The number goes on from that of an earlier `fit`, or from `initial_epoch`, if
-    higher. A dataset cannot count by itself: Keras starts passes to build a model, and
-    reads ahead.
+    The number continues that of an earlier `fit`, or `initial_epoch` if that is higher.
+    A dataset cannot count by itself, since Keras also starts a pass to build a model,
+    and reads ahead.
     """
     start, first = data.epoch, None
 
@@ -22,21 +22,23 @@ def count_epochs(data):
 
 
 def epoch_order(count, shuffle, seed, epoch):
-    """Indices of an epoch's samples. Keras' own order comes from a random state that a
-    new process has not."""
+    """Return the indices of an epoch's samples, the same in every process.
+
+    Keras' own order comes from a random state that a new process does not have.
+    """
     if not shuffle:
         return np.arange(count)
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class ShuffledArrays(keras.utils.PyDataset):
-    """Batches of arrays, in an order made of `seed` and `epoch`.
+    """Batches of arrays, in an order that depends on `seed` and `epoch` only.
 
     Args:
-        arrays: Tuple or dict of arrays of one length, nested at will.
-        batch_size: Number of samples in a batch. The last batch may be smaller.
-        shuffle: Whether to give each epoch an order of its own.
-        seed: Non-negative integer.
+        arrays: Tuple or dict of arrays of one length, nested in any way.
+        batch_size: Integer. Number of samples per batch. The last batch may be smaller.
+        shuffle: Boolean. Whether each epoch has an order of its own.
+        seed: Integer of at least 0.
     """
 
     def __init__(self, arrays, batch_size, shuffle, seed):

@@ -1,4 +1,4 @@
-"""Classes of the usual datasets: names, colors and what the ids in masks mean.
+"""Classes of well-known datasets: names, colors, and what the ids in masks mean.
 
 The facts are those of the datasets' own tools: ADE20K's objectInfo150.txt,
 cityscapesScripts' labels.py, the VOC development kit, COCO-Stuff's labels.txt.
@@ -16,24 +16,27 @@ VOID = 255
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labels:
-    """The classes of a dataset, and the way from the ids in its masks to them.
+    """The classes of a dataset and how the ids in its masks map to them.
 
-    Those of known datasets are ready: `ADE20K`, `CITYSCAPES`, `COCO_STUFF`,
+    Those of known datasets are ready-made: `ADE20K`, `CITYSCAPES`, `COCO_STUFF`,
     `OXFORD_PETS` and `PASCAL_VOC`.
 
-    Attributes:
-        class_names: Names of the classes `0..num_classes - 1`, 2 or more.
-        label_map: Dictionary from every id that a mask may hold to its class, or to
-            an ignored id such as 255; `None` if masks hold classes already.
-        colors: RGB colors for pictures, uint8 of shape `(num_classes, 3)`. By
-            default those of `visualization.palette`, or `None` with more than 256
+    Args:
+        class_names: List of at least 2 strings. Names of the classes 0, 1, 2, ...
+        label_map: Dict from every id that a mask may hold to its class, or to an
+            ignored id such as 255; None if masks already hold classes. Defaults to
+            `None`.
+        colors: RGB colors for pictures, uint8 `(num_classes, 3)`, or None. Defaults to
+            `None`: those of `visualization.palette`, or none with more than 256
             classes.
+
+    Attributes:
         num_classes: Number of classes.
 
     Raises:
-        TypeError: If `class_names` is not a list, or `label_map` not a dictionary.
-        ValueError: If there are fewer than 2 names, an id is not a non-negative
-            integer, or there is not one color a class.
+        TypeError: If `class_names` is not a list, or `label_map` is not a dict.
+        ValueError: If there are fewer than 2 names, if an id is not an integer of at
+            least 0, or if there is not one color per class.
 
     Example:
 
@@ -55,14 +58,14 @@ class Labels:
         names = self.class_names
         if not isinstance(names, (list, tuple)):
             raise TypeError(
-                "`class_names` must be a list of names, one a class. Received: "
+                "`class_names` must be a list with one name per class. Received: "
                 f"class_names={names!r}"
             )
         check_num_classes(len(names))
         if self.label_map is not None and not isinstance(self.label_map, dict):
             raise TypeError(
-                "`label_map` must be a dictionary from ids to classes, or None. "
-                f"Received: label_map={self.label_map!r}"
+                "`label_map` must be a dict from ids to classes, or None. Received: "
+                f"label_map={self.label_map!r}"
             )
         for id_ in self.label_map or ():
             check_integer("id in label_map", id_, 0)
@@ -73,7 +76,7 @@ class Labels:
             colors = np.asarray(colors, "uint8")
             if colors.shape != (len(names), 3):
                 raise ValueError(
-                    f"`colors` must hold an RGB color for each of the {len(names)} "
+                    f"`colors` must hold one RGB color for each of the {len(names)} "
                     f"classes. Received: colors of shape {colors.shape}"
                 )
         object.__setattr__(self, "class_names", tuple(names))
@@ -85,16 +88,17 @@ class Labels:
 
 
 def _names(text):
+    """Split names that are separated by commas, over several lines."""
     return tuple(" ".join(text.split()).split(", "))
 
 
 def _classes_at(ids):
-    """Map the ids, in this order, to the classes 0, 1, 2, ..."""
+    """Return a dict from the ids, in their order, to the classes 0, 1, 2, ..."""
     return {id_: class_ for class_, id_ in enumerate(ids)}
 
 
 def _voc_colors(count):
-    """Colors of Pascal VOC: the bits of an id, dealt out to R, G and B in turn.
+    """Return the colors of Pascal VOC: the bits of an id, dealt out to R, G and B.
 
     The lowest three bits become the highest bit of the three channels.
     """
@@ -104,7 +108,7 @@ def _voc_colors(count):
 
 
 ADE20K = Labels(
-    # The first of the names that objectInfo150.txt gives to a class.
+    # The first of the names that objectInfo150.txt gives each class.
     _names(
         """wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass,
         cabinet, sidewalk, person, earth, door, table, mountain, plant, curtain, chair,
@@ -134,7 +138,7 @@ CITYSCAPES = Labels(
         vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle,
         bicycle"""
     ),
-    # 34 ids, of which the benchmark counts 19.
+    # Of these 34 ids, the benchmark counts 19.
     dict.fromkeys(range(34), VOID)
     | _classes_at([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]),
     [
@@ -160,8 +164,8 @@ CITYSCAPES = Labels(
     ],
 )
 
-# Named in COCO's plans but never drawn: street sign, hat, shoe, eye glasses, plate,
-# mirror, window, desk, door, blender, hair brush.
+# COCO planned these classes but never annotated them: street sign, hat, shoe, eye
+# glasses, plate, mirror, window, desk, door, blender, hair brush.
 _COCO_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 
 COCO_STUFF = Labels(
@@ -188,7 +192,7 @@ COCO_STUFF = Labels(
         wall-other, wall-panel, wall-stone, wall-tile, wall-wood, water-other,
         waterdrops, window-blind, window-other, wood"""
     ),
-    # Ids of stuffthingmaps, one less than in labels.txt.
+    # The ids of stuffthingmaps are those of labels.txt less one.
     {VOID: VOID} | _classes_at(i for i in range(182) if i not in _COCO_UNUSED),
 )
 
@@ -201,5 +205,5 @@ PASCAL_VOC = Labels(
     colors=_voc_colors(21),
 )
 
-# The trimaps number pet, background and the strip between them from 1.
+# In the trimaps, 1 is the pet, 2 the background, and 3 the border between them.
 OXFORD_PETS = Labels(("pet", "background"), {1: 0, 2: 1, 3: VOID})

@@ -1,4 +1,4 @@
-"""Where datasets keep their images and masks: the files in pairs."""
+"""Where datasets keep their images and masks: files found and paired."""
 
 import dataclasses
 from pathlib import Path
@@ -17,30 +17,30 @@ TRAIN_VAL = {"train": "train", "val": "val"}
 
 
 class Layout(NamedTuple):
-    """Folders of a dataset, `{}` in place of the split, and endings of its files.
+    """The folders of a dataset, with `{}` for the split, and the suffixes of its files.
 
-    An image and its mask have the same path below these folders, up to the ending.
+    An image and its mask have the same path below these folders, up to the suffix.
 
     Attributes:
         images: Folder of the images.
-        image_endings: What the names of images may end in.
+        image_suffixes: Suffixes that the names of images may have.
         masks: Folder of the masks.
-        mask_endings: What the names of masks may end in.
-        labels: `Labels` of the masks; `None` if they are not known.
-        splits: Dictionary from our names of the splits to those in the folders.
-        files: Pattern of the files in a folder.
-        class_ending: What names of masks that already hold classes end in.
-        names: File with the names of a split's images, where folders hold all.
+        mask_suffixes: Suffixes that the names of masks may have.
+        labels: `Labels` of the masks, or None if they are unknown.
+        splits: Dict from our names of the splits to those in the folders.
+        files: Glob pattern of the files in a folder.
+        class_suffix: Suffix of masks that already hold classes.
+        names: File that lists the images of a split, where folders hold all splits.
     """
 
     images: str
-    image_endings: tuple
+    image_suffixes: tuple
     masks: str
-    mask_endings: tuple
+    mask_suffixes: tuple
     labels: Labels | None
     splits: dict = TRAIN_VAL
     files: str = "*"
-    class_ending: str | None = None
+    class_suffix: str | None = None
     names: str | None = None
 
 
@@ -59,8 +59,8 @@ LAYOUTS = {
         "gtFine/{}",
         ("_gtFine_labelIds.png",),
         CITYSCAPES,
-        files="*/*",  # a folder for each city
-        class_ending="_gtFine_labelTrainIds.png",
+        files="*/*",  # one folder per city
+        class_suffix="_gtFine_labelTrainIds.png",
     ),
     "coco_stuff": Layout(
         "images/{}2017",
@@ -68,7 +68,7 @@ LAYOUTS = {
         "annotations/{}2017",
         (".png",),
         COCO_STUFF,
-        class_ending="_labelTrainIds.png",
+        class_suffix="_labelTrainIds.png",
     ),
     "pascal_voc": Layout(
         "JPEGImages",
@@ -84,31 +84,31 @@ LAYOUTS = {
 
 
 def find_pairs(folder, split, layout=None):
-    """Find the images of a split, and the mask of each.
+    """Find the images of a split and the mask of each.
 
     Args:
         folder: Path of the folder.
-        split: "train" or "val"; `None` for the layout "plain", which has no splits.
-        layout: Name in `LAYOUTS`; by default the one that fits the folder.
+        split: "train" or "val"; None for the layout "plain", which has no splits.
+        layout: Name in `LAYOUTS`. Defaults to `None`: the one that fits the folder.
 
     Returns:
-        The image paths, sorted, the mask paths in the same order, and the `Labels`
-        of the masks, `None` if they are not known.
+        The sorted paths of the images, the paths of the masks in the same order, and
+        the `Labels` of the masks, or None if they are unknown.
 
     Raises:
-        ValueError: If the folder has not the layout, or a file is missing.
+        ValueError: If the folder does not have the layout, or if a file is missing.
     """
     folder = Path(folder)
     layout, split = _layout_and_split(folder, layout, split)
     image_folder = folder / layout.images.format(split)
     mask_folder = folder / layout.masks.format(split)
-    images = _find_files(image_folder, layout.files, layout.image_endings)
+    images = _find_files(image_folder, layout.files, layout.image_suffixes)
     masks, labels = _find_masks(mask_folder, layout)
-    _check_found(images, image_folder, "images", layout.image_endings)
-    _check_found(masks, mask_folder, "masks", layout.mask_endings)
+    _check_found(images, image_folder, "images", layout.image_suffixes)
+    _check_found(masks, mask_folder, "masks", layout.mask_suffixes)
     if layout.names:
         names = folder / layout.names.format(split)
-        images, masks = _choose(names, images, masks)
+        images, masks = _select(names, images, masks)
     _check_partners(images, masks, mask_folder, "image", "mask")
     _check_partners(masks, images, image_folder, "mask", "image")
     keys = sorted(images, key=images.get)
@@ -116,30 +116,38 @@ def find_pairs(folder, split, layout=None):
 
 
 def _layout_and_split(folder, layout, split):
-    """Return the `Layout` and its own name of the split."""
+    """Return the `Layout` and its own name of the split.
+
+    Raises:
+        ValueError: If the folder, the layout or the split does not exist.
+    """
     if not folder.is_dir():
         raise ValueError(
-            f"The folder {folder} does not exist or is not a folder. Pass the path "
-            "of a folder that holds images and masks."
+            "`folder` must be the path of an existing folder of images and masks. "
+            f"Received: folder={folder}"
         )
     if layout is None:
-        layout = _recognise(folder)
+        layout = _detect(folder)
     elif layout not in LAYOUTS:
         raise ValueError(
-            f"`layout` must be one of {list(LAYOUTS)}, or None to look. Received: "
+            f"`layout` must be one of {list(LAYOUTS)}, or None to detect it. Received: "
             f"layout={layout!r}"
         )
     splits = LAYOUTS[layout].splits
     if split not in splits:
         raise ValueError(
             f"`split` must be {' or '.join(map(repr, splits))} for the layout "
-            f"{layout}. Received: split={split!r}"
+            f"{layout!r}. Received: split={split!r}"
         )
     return LAYOUTS[layout], splits[split]
 
 
-def _recognise(folder):
-    """Return the name of the only layout whose folders are there for a split."""
+def _detect(folder):
+    """Return the name of the only layout with a split whose folders exist.
+
+    Raises:
+        ValueError: If there is no such layout, or more than one.
+    """
     fitting = {
         name
         for name, layout in LAYOUTS.items()
@@ -149,24 +157,24 @@ def _recognise(folder):
     }
     if len(fitting) == 1:
         return fitting.pop()
-    found = f"fits several: {sorted(fitting)}" if fitting else "fits none"
     known = [
         f"{name} ({layout.images} and {layout.masks})"
         for name, layout in LAYOUTS.items()
     ]
     raise ValueError(
-        f"The layout of {folder} cannot be told, it {found}. Pass `layout`, or another "
-        f"folder. Known, with {{}} for the split: {', '.join(known)}."
+        "`folder` must have the folders of exactly one layout. Pass `layout`, or "
+        f"another folder. The layouts, with {{}} for the split: {', '.join(known)}. "
+        f"Received: folder={folder}, which fits {sorted(fitting) or 'none'}"
     )
 
 
 def _find_masks(folder, layout):
-    """Return the masks by their path, less the ending, and their `Labels`."""
-    masks = _find_files(folder, layout.files, layout.mask_endings)
-    if layout.class_ending is None:
+    """Return the masks by their path without suffix, and their `Labels`."""
+    masks = _find_files(folder, layout.files, layout.mask_suffixes)
+    if layout.class_suffix is None:
         return masks, layout.labels
-    # Tools write these masks beside the original ones, which go first.
-    ready = _find_files(folder, layout.files, (layout.class_ending,))
+    # Tools write these masks beside the original ones, which take precedence.
+    ready = _find_files(folder, layout.files, (layout.class_suffix,))
     original = set(masks.values()) - set(ready.values())
     masks = {key: path for key, path in masks.items() if path in original}
     if masks or not ready:
@@ -174,62 +182,83 @@ def _find_masks(folder, layout):
     return ready, dataclasses.replace(layout.labels, label_map=None)
 
 
-def _find_files(folder, pattern, endings):
-    """Return the files with these endings by their path, less the ending."""
+def _find_files(folder, pattern, suffixes):
+    """Return the files with these suffixes by their path without suffix.
+
+    Raises:
+        ValueError: If two files have the same name up to the suffix.
+    """
     files = {}
     for path in sorted(folder.glob(pattern)):
         name = path.relative_to(folder).as_posix()
-        ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
+        suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
         # Some systems write hidden companions of the files, such as `._a.jpg`.
-        if ending is None or path.name.startswith("."):
+        if suffix is None or path.name.startswith("."):
             continue
-        key = name[: -len(ending)]
+        key = name[: -len(suffix)]
         if key in files:
             raise ValueError(
-                f"The files {files[key]} and {path} have the same name up to the "
-                "suffix, so images and masks cannot be paired. Rename or remove one "
-                "of them."
+                "The names of two files must differ before the suffix, or images and "
+                "masks cannot be paired. Rename or remove one of them. Received: "
+                f"{files[key]} and {path}"
             )
         files[key] = path
     return files
 
 
-def _check_found(files, folder, kind, endings):
+def _check_found(files, folder, kind, suffixes):
+    """Validate that a folder holds files.
+
+    Raises:
+        ValueError: If it does not.
+    """
     if not files:
-        fault = f"holds no {kind}" if folder.is_dir() else "does not exist"
+        fault = "holds none" if folder.is_dir() else "does not exist"
         raise ValueError(
-            f"The folder {folder} {fault}. Put the {kind} there, in files that end in "
-            f"{' or '.join(endings)}."
+            f"No {kind} were found. Put them into files that end in "
+            f"{' or '.join(suffixes)}. Received: folder {folder}, which {fault}"
         )
 
 
-def _check_partners(files, others, folder, kind, wanted):
+def _check_partners(files, others, folder, kind, partner):
+    """Validate that each file has a partner of the same name.
+
+    Raises:
+        ValueError: If one does not.
+    """
     lonely = [path for key, path in files.items() if key not in others]
     if lonely:
         raise ValueError(
-            f"The {kind} {min(lonely)} has no {wanted} of the same name in {folder} "
-            f"({len(lonely)} such files in all). Add the {wanted} or remove the "
-            f"{kind}."
+            f"For each {kind}, {folder} must hold a {partner} of the same name. Add "
+            f"the {partner} or remove the {kind}. Received: {min(lonely)} without its "
+            f"{partner} ({len(lonely)} in total)"
         )
 
 
-def _choose(list_path, *kinds):
-    """Keep the files that a list names, of each kind."""
+def _select(list_path, *kinds):
+    """Return the files that a list names, for each kind of files.
+
+    Raises:
+        ValueError: If the list is missing or empty, or if it names a missing file.
+    """
     if not list_path.is_file():
         raise ValueError(
-            f"The file {list_path} does not exist. Put it there: it names the images "
-            "of the split, one a line."
+            "The file that lists the images of the split does not exist. Put it there, "
+            f"with one name per line. Received: {list_path}"
         )
     names = list_path.read_text(encoding="utf-8").split()
     if not names:
-        raise ValueError(f"The file {list_path} names no images. Put the names there.")
+        raise ValueError(
+            "The file that lists the images of the split is empty. Write one name per "
+            f"line. Received: {list_path}"
+        )
     for files in kinds:
         missing = [name for name in names if name not in files]
         if missing:
             folder = next(iter(files.values())).parent
             raise ValueError(
-                f"The file {list_path} names {missing[0]}, but {folder} has no such "
-                f"file ({len(missing)} such names in all). Add the file or take the "
-                "name out."
+                f"Each name in {list_path} must have a file in {folder}. Add the file "
+                f"or remove the name. Received: {missing[0]} without a file "
+                f"({len(missing)} in total)"
             )
     return [{name: files[name] for name in names} for files in kinds]

@@ -1,43 +1,51 @@
-"""Images and masks read from picture files, with a sentence where that fails."""
+"""Images and masks read from picture files."""
 
 import numpy as np
 from PIL import Image, ImageOps
 
 
 def read_image(path):
-    """Read a picture file of any mode as RGB, uint8 of shape `(height, width, 3)`."""
+    """Return a picture file of any mode as an RGB image, uint8 `(H, W, 3)`.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
     picture = _open(path, "image")
-    if picture.mode.startswith("I"):  # 16 bits: keep the upper ones
+    if picture.mode.startswith("I"):  # of 16 bits, keep the upper eight
         picture = Image.fromarray((np.asarray(picture) >> 8).astype("uint8"))
     if picture.mode == "P":
-        # Directly to RGB, Pillow would warn about transparent palette colors.
+        # Pillow warns when palette colors with transparency go straight to RGB.
         picture = picture.convert("RGBA")
     return np.asarray(picture.convert("RGB"))  # (H, W, 3)
 
 
 def read_mask(path):
-    """Read the ids in a grey or palette picture, integers `(height, width)`."""
+    """Return the ids in a grayscale or palette picture, uint8 or int32 `(H, W)`.
+
+    Raises:
+        ValueError: If the file cannot be read or does not hold ids.
+    """
     picture = _open(path, "mask")
-    mask = np.asarray(picture)  # of a palette picture, the palette index
+    mask = np.asarray(picture)  # the indices, where the picture has a palette
     if picture.mode in ("RGB", "RGBA"):
         if (mask[..., :1] != mask[..., 1:3]).any():
             raise ValueError(
-                f"The mask {path} is a picture in colors (mode {picture.mode}), not "
-                "class ids. Convert its colors to ids and save them as a grey PNG."
+                "Masks must hold class ids, not colors. Convert the colors to ids and "
+                f"save them as a grayscale PNG. Received: {path} of mode {picture.mode}"
             )
         mask = mask[..., 0]  # (H, W)
     elif picture.mode == "LA":
         mask = mask[..., 0]
     elif picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
         raise ValueError(
-            f"The mask {path} has the picture mode {picture.mode}, which holds no "
-            "class ids. Save the ids as a grey PNG."
+            "Masks must hold class ids, one integer per pixel. Save the ids as a "
+            f"grayscale PNG. Received: {path} of mode {picture.mode}"
         )
     return mask.astype("int32" if picture.mode.startswith("I") else "uint8")
 
 
 def resize_image(image, size):
-    """Resize an image `(H, W, 3)` smoothly to `size`, (height, width)."""
+    """Resize an image `(H, W, 3)` to `size`, (height, width), by interpolation."""
     return _resize(image, size, Image.Resampling.BILINEAR)
 
 
@@ -51,13 +59,14 @@ def _open(path, kind):
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture)
-    except Exception as error:  # the decoders of Pillow raise all kinds of errors
+    except Exception as error:  # Pillow's decoders raise errors of all kinds
         raise ValueError(
-            f"The {kind} {path} cannot be read: {error}. Replace the file, or remove "
-            "it together with its partner."
+            f"The {kind} cannot be read: {error}. Replace the file, or remove both the "
+            f"image and its mask. Received: {path}"
         ) from error
 
 
 def _resize(array, size, resampling):
+    """Resize an array `(H, W)` or `(H, W, 3)` to `size`, (height, width)."""
     height, width = size
     return np.asarray(Image.fromarray(array).resize((width, height), resampling))

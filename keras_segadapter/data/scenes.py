@@ -5,47 +5,37 @@ from PIL import Image
 
 from keras_segadapter.validation import check_integer, check_size
 
-SCENE_CLASSES = (
-    "sky",
-    "water",
-    "grass",
-    "road",
-    "building",
-    "tree",
-    "car",
-    "boat",
-)
+SCENE_CLASSES = ("sky", "water", "grass", "road", "building", "tree", "car", "boat")
 SKY, WATER, GRASS, ROAD, BUILDING, TREE, CAR, BOAT = range(len(SCENE_CLASSES))
 
-# Blue, grey and dusk; the sky of a scene is a random blend of the three.
+# Blue, gray and dusk; the sky of a scene is a random blend of the three.
 AIR_COLORS = np.array([[105, 160, 220], [185, 197, 208], [228, 168, 135]], "float32")
 WALL_COLORS = np.array([[205, 175, 135], [170, 95, 75], [160, 160, 172]], "float32")
 
 
 def make_scenes(count, size=(96, 96), seed=0):
-    """Draw small outdoor scenes with their class ids.
+    """Draw small outdoor scenes and their class ids.
 
-    Look alone does not tell the classes apart. Sky and water are cut from one and
-    the same texture and differ only by what lies around them: sky is above the
-    far shore, water below it. Cars and boats are one and the same object: on a
-    road it is a car, on water a boat. A model has to look further than a pixel to
-    name them. `SCENE_CLASSES` holds the class names in the order of their ids.
+    Appearance alone does not tell the classes apart, so a model has to look around each
+    pixel. Sky and water are cut from the same texture: sky is above the far shore,
+    water below it. Cars and boats are the same object: on a road it is a car, on water
+    a boat. `SCENE_CLASSES` holds the class names in the order of their ids.
 
-    Scene `i` depends on `seed`, `i` and `size` only, so a longer list of scenes
-    starts with the shorter one.
+    Scene `i` depends only on `seed`, `i` and `size`, so more scenes start with the
+    fewer ones.
 
     Args:
-        count: Number of scenes.
-        size: `(height, width)` of each scene, both 16 or more.
-        seed: Non-negative integer that picks the scenes.
+        count: Integer of at least 1. Number of scenes.
+        size: Tuple of integers of at least 16. `(height, width)` of each scene.
+            Defaults to `(96, 96)`.
+        seed: Integer of at least 0. Seed of the scenes. Defaults to `0`.
 
     Returns:
-        A pair `(images, masks)`: RGB images, uint8 of shape
-        `(count, height, width, 3)`, and class ids, uint8 of shape
+        A pair of RGB images, uint8 `(count, height, width, 3)`, and class ids, uint8
         `(count, height, width)`.
 
     Raises:
-        ValueError: If `count`, `size` or `seed` is not what is asked for above.
+        ValueError: If an argument is not as described.
 
     Example:
 
@@ -68,16 +58,17 @@ def make_scenes(count, size=(96, 96), seed=0):
 
 
 def _draw(rng, height, width):
+    """Draw one scene: an image `(H, W, 3)` and its class ids `(H, W)`, both uint8."""
     y = (np.arange(height, dtype="float32")[:, None] + 0.5) / height  # (H, 1)
     x = (np.arange(width, dtype="float32")[None, :] + 0.5) / width  # (1, W)
     if rng.random() < 0.5:
-        x = 1 - x  # water and road change sides
+        x = 1 - x  # water and road swap sides
     horizon = rng.uniform(0.25, 0.42)
     shore = horizon + rng.uniform(0.07, 0.1)
     ground = _ground(rng, x, y, shore)  # (H, W)
 
     mask = np.full((height, width), SKY, "uint8")
-    # The far shore keeps sky and water apart: without it nobody could tell.
+    # Without the far shore in between, sky and water could not be told apart.
     mask[(y > horizon)[:, 0]] = GRASS
     inland = np.broadcast_to(y > shore, mask.shape)
     water_end = rng.uniform(0.4, 0.48)
@@ -86,7 +77,7 @@ def _draw(rng, height, width):
     mask[inland & (ground < water_end)] = WATER
     mask[inland & (ground > road_start) & (ground < road_end)] = ROAD
 
-    # One texture for the whole picture: sky and water both show parts of it.
+    # Sky and water both show parts of one texture.
     air = rng.dirichlet([1, 1, 1]) @ AIR_COLORS
     image = air + 14 * _streaks(rng, height, width)  # (H, W, 3)
     image[mask == GRASS] = rng.uniform([84, 136, 58], [112, 164, 86])
@@ -108,26 +99,27 @@ def _draw(rng, height, width):
 
 
 def _ground(rng, x, y, shore):
-    """Return a coordinate that runs from the water over the road to the land."""
+    """Return a coordinate `(H, W)` that runs from the water over the road to land."""
     depth = (y - shore) / (1 - shore)  # 0 at the far shore, 1 at the lower edge
     wave = rng.uniform(3, 7), rng.uniform(0, 2 * np.pi)
-    if rng.random() < 0.5:  # side by side, the lines slanted
+    if rng.random() < 0.5:  # side by side, with slanted borders
         slant = rng.uniform(-0.25, 0.25)
         bend = 0.02 * np.sin(wave[0] * depth + wave[1])
         return x + slant * (depth - 0.5) + bend
-    if rng.random() < 0.5:  # one behind the other, the water in front
+    if rng.random() < 0.5:  # one behind the other, with the water in front
         depth = 1 - depth
     return depth + 0.02 * np.sin(wave[0] * x + wave[1])
 
 
 def _streaks(rng, height, width):
-    """Return smooth noise, wider than high, of shape (H, W, 1)."""
+    """Return smooth noise in horizontal streaks, `(H, W, 1)`."""
     coarse = rng.normal(size=(14, 5)).astype("float32")
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(smooth)[..., None]
 
 
 def _add_building(rng, image, mask, base, side):
+    """Draw a building with its foot at the height `base`, from 0 to 1."""
     height, width = mask.shape
     bottom = round(base * height) + 1
     top = max(0, bottom - round(rng.uniform(0.16, 0.28) * side))
@@ -143,13 +135,14 @@ def _add_building(rng, image, mask, base, side):
 
 
 def _add_tree(rng, image, mask, row, column, side):
+    """Draw a tree whose trunk ends at a pixel."""
     radius = rng.uniform(0.07, 0.12) * side
     stem = max(1, round(0.35 * radius))
     rows, columns = np.indices(mask.shape)
     trunk = (rows <= row) & (rows > row - 2 * stem)
     trunk &= abs(columns - column) <= 0.2 * radius
     center = row - 2 * stem - 0.9 * radius
-    crown = np.hypot((rows - center) / 1.15, columns - column)  # a little higher
+    crown = np.hypot((rows - center) / 1.15, columns - column)  # higher than wide
     image[trunk] = [96, 70, 52]
     green = rng.uniform([36, 86, 40], [60, 110, 64])
     lit = np.clip(1.15 - 0.3 * (rows - center + columns - column) / radius, 0.7, 1.3)
@@ -158,13 +151,14 @@ def _add_tree(rng, image, mask, row, column, side):
 
 
 def _add_box(rng, image, mask, place, name, side):
-    """Put the one car-or-boat object somewhere it fits as a whole."""
+    """Draw a car or boat of class `name` where it fits as a whole into a `place`."""
     span = max(3, round(rng.uniform(0.15, 0.21) * side))
     body = max(1, round(0.32 * span))
     cabin = max(1, round(0.25 * span))
     tall = body + cabin
     color = rng.uniform(30, 235, 3)
-    # Free windows by an integral image: as many pixels of the place as the box has.
+    # An integral image counts the pixels of the place in each window. The box fits
+    # where all of them belong to it.
     total = np.pad(mask == place, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     inside = total[tall:, span:] - total[:-tall, span:]
     inside = inside - total[tall:, :-span] + total[:-tall, :-span]
