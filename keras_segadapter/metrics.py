@@ -75,7 +75,8 @@ class MeanIoU(keras.metrics.Metric):
         if sample_weight is not None:
             raise ValueError(
                 "MeanIoU counts whole pixels and takes no `sample_weight`. Mark pixels "
-                "that do not count with an id of `ignore_class`."
+                "that do not count with an id of `ignore_class`. Received: "
+                f"sample_weight={sample_weight!r}"
             )
         y_pred = ops.convert_to_tensor(y_pred)
         if y_pred.shape[-1] != self.num_classes:

@@ -187,50 +187,68 @@ def test_a_users_own_dice_is_let_through(tiny_backbone):
     }
 
 
-MASK_LOSS_ERRORS = [
-    (dict(losses="dice"), TypeError, "not names or functions. Received: 'dice'"),
-    (dict(losses=[keras.losses.dice]), TypeError, "Received: <function dice"),
-    (dict(losses=[]), ValueError, "0 losses and 0 weights"),
-    (dict(losses=mix(), weights=[1, 2]), ValueError, "5 losses and 2 weights"),
-    (dict(losses=mix()[:2], weights=[1, 0]), ValueError, r"weights\[1\]=0"),
-    (
+MASK_LOSS_ERRORS = {
+    "name": (dict(losses="dice"), TypeError, "not names or functions. .*'dice'"),
+    "function": (dict(losses=[keras.losses.dice]), TypeError, "<function dice"),
+    "no_losses": (dict(losses=[]), ValueError, "0 losses and 0 weights"),
+    "two_weights": (
+        dict(losses=mix(), weights=[1, 2]),
+        ValueError,
+        "5 losses and 2 weights",
+    ),
+    "weight_of_0": (
+        dict(losses=mix()[:2], weights=[1, 0]),
+        ValueError,
+        r"weights\[1\]=0",
+    ),
+    "loss_of_ids": (
         dict(losses=keras.losses.SparseCategoricalCrossentropy()),
         ValueError,
         "SparseCategoricalCrossentropy takes class ids",
     ),
-    (
+    "generalized_loss_of_ids": (
         dict(losses=keras.losses.CategoricalGeneralizedCrossEntropy()),
         ValueError,
         "CategoricalGeneralizedCrossEntropy takes class ids",
     ),
-    (
+    "sum_of_a_loss": (
         dict(losses=keras.losses.Dice(reduction="sum")),
         ValueError,
         "Dice on masks is a mean.*reduction='sum'",
     ),
-    (dict(losses=mix(), reduction=None), ValueError, "MaskLoss on .*reduction=None"),
-    (
+    "no_reduction": (
+        dict(losses=mix(), reduction=None),
+        ValueError,
+        "MaskLoss on .*reduction=None",
+    ),
+    "other_ignored_ids": (
         dict(losses=mix(), ignore_class=[0, 255]),
         ValueError,
         r"\[0, 255\]\) of SegmentationCrossentropy\(ignore_class=\[255\]\)",
     ),
-    (dict(losses=mix()[1:], ignore_class="void"), TypeError, "'void'"),
-    (
+    "ignored_name": (
+        dict(losses=mix()[1:], ignore_class="void"),
+        TypeError,
+        "'void'",
+    ),
+    "dice_of_classes": (
         dict(losses=keras.losses.Dice(axis=-1)),
         ValueError,
-        "must take in height and width.*axis=-1",
+        "must contain height and width.*axis=-1",
     ),
-    (
+    "tversky_without_width": (
         dict(losses=keras.losses.Tversky(axis=(0, 1))),
         ValueError,
-        r"must take in height and width.*axis=\(0, 1\)",
+        r"must contain height and width.*axis=\(0, 1\)",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("arguments", "error", "sentence"), MASK_LOSS_ERRORS)
-def test_wrong_arguments_of_a_mix(arguments, error, sentence):
-    with pytest.raises(error, match=sentence):
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), MASK_LOSS_ERRORS.values(), ids=MASK_LOSS_ERRORS
+)
+def test_wrong_arguments_of_a_mix(arguments, error, message):
+    with pytest.raises(error, match=message):
         ksa.MaskLoss(**arguments)
 
 

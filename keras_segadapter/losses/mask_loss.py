@@ -1,4 +1,4 @@
-"""Keras' losses of one-hot masks, made fit for integer masks with void pixels."""
+"""Keras' losses of one-hot masks, on integer masks with void pixels."""
 
 import keras
 from keras import ops
@@ -12,7 +12,7 @@ from keras_segadapter.losses.crossentropy import (
 from keras_segadapter.losses.tiles import resized_whole
 from keras_segadapter.validation import check_positive, ignored_ids
 
-# They compare regions; all others that are taken give a value a pixel.
+# They compare regions; all others that are accepted give one value per pixel.
 OF_REGIONS = (keras.losses.Dice, keras.losses.Tversky)
 WITHOUT_ONE_HOT = (
     keras.losses.SparseCategoricalCrossentropy,
@@ -32,45 +32,48 @@ ONE_HOT = (
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class MaskLoss(keras.losses.Loss):
-    """Dice, Tversky, focal and other losses of Keras on integer masks, alone or mixed.
+    """Compute Dice, Tversky, focal and other losses of Keras on integer masks.
 
     Keras' losses of classes want one-hot masks and probabilities and know no void. This
-    hands them both: the softmax of the logits, or the logits themselves to a loss with
-    `from_logits=True`. The result is the sum of `weight * loss`, and pixels that are
-    ignored have no part in it:
+    one gives them both: the softmax of the logits, or the logits themselves to a loss
+    with `from_logits=True`. The result is the sum of `weight * loss`, in which ignored
+    pixels have no part:
 
-    - Losses of pixels, as `CategoricalFocalCrossentropy`, are averaged over the pixels
-      that count.
-    - `Dice` and `Tversky` are given zeros for void pixels, in the mask and in the
-      prediction, and are averaged over what their `axis` leaves. With `axis=(0, 1, 2)`
-      that is one figure a class for the whole batch, as is usual; with `axis=(1, 2)`
-      one an image and class. Keras' default, None, puts all classes into one sum: Dice
-      is then 1 minus the mean probability of the true class, no help to rare classes.
+    - Losses of pixels, such as `CategoricalFocalCrossentropy`, are averaged over the
+      pixels that count.
+    - `Dice` and `Tversky` see zeros at void pixels, in the mask and in the prediction,
+      and are averaged over what their `axis` leaves. With `axis=(0, 1, 2)` that is one
+      figure per class for the whole batch, as is usual; with `axis=(1, 2)` one per
+      image and class. Keras' default, None, puts all classes into one sum: Dice is then
+      1 minus the mean probability of the true class, which does not help rare classes.
     - There, a class that is absent (from the batch, or the image) costs 1 whatever is
-      predicted, and gives no gradient. So where few of many classes are in sight, the
-      loss stays high and its gradients are small: mix it with a cross-entropy.
-    - Keras' `Tversky` weighs pixels missed by `alpha`, those wrongly found by `beta`.
+      predicted, and gives no gradient. Where only few of many classes are in sight, the
+      loss stays high and its gradients small: mix it with a cross-entropy.
+    - Keras' `Tversky` weighs missed pixels by `alpha`, wrongly found ones by `beta`.
 
-    `SegmentationCrossentropy` is a member like any other. A batch of void alone gives
-    0. An id that is neither a class nor ignored makes the loss NaN.
+    `SegmentationCrossentropy` can be in the mix like any other loss. A batch of void
+    pixels only gives 0. An id that is neither a class nor ignored makes the loss NaN.
+    Logits smaller than the mask are resized to it first (bilinear).
 
     Args:
         losses: A `keras.losses.Loss` or a list of them.
-        weights: One number above 0 a loss, or None for 1 each.
-        ignore_class: Id of void pixels, several ids, or None.
-        name: Name of the loss.
+        weights: List of numbers above 0, one per loss, or None for 1 each. Defaults to
+            `None`.
+        ignore_class: Integer, list of integers, or None. Ids of void pixels. Defaults
+            to `255`.
+        name: String. Name of the loss. Defaults to `"mask_loss"`.
         **kwargs: `dtype`, as in `keras.losses.Loss`.
 
     Call arguments:
         y_true: Class ids `(B, H, W)` or `(B, H, W, 1)`, any integer type.
-        y_pred: Logits `(B, H, W, K)`; computed on in float32.
+        y_pred: Logits `(B, h, w, K)`, of any height and width; computed on in float32.
 
     Raises:
-        TypeError: If a loss is no `keras.losses.Loss`, or `ignore_class` is neither
-            None, an integer nor a list of integers.
-        ValueError: If a loss takes class ids, has a reduction that is no mean, compares
-            regions without height and width, has other ignored ids, or gives no value a
-            pixel; if the weights do not fit; if `sample_weight` is given.
+        TypeError: If a loss is not a `keras.losses.Loss`, or if `ignore_class` is
+            neither None, an integer nor a list of integers.
+        ValueError: If a loss takes class ids, has a reduction other than a mean,
+            compares regions without height and width, has other ignored ids, or gives
+            no value per pixel; if the weights do not fit; if `sample_weight` is given.
 
     Example:
 
@@ -112,7 +115,8 @@ class MaskLoss(keras.losses.Loss):
             raise ValueError(
                 "MaskLoss takes no `sample_weight`: Dice and Tversky compare regions, "
                 "not pixels. Mark pixels that do not count with an id of "
-                "`ignore_class`, or use SegmentationCrossentropy."
+                "`ignore_class`, or use SegmentationCrossentropy. Received: "
+                f"sample_weight={sample_weight!r}"
             )
         return super().__call__(y_true, y_pred)
 
@@ -154,7 +158,7 @@ class MaskLoss(keras.losses.Loss):
 
 
 def _mean_of_regions(loss, truth, logits, counted):
-    """Dice or Tversky, in which void pixels add nothing to any sum."""
+    """Compute Dice or Tversky, with void pixels adding nothing to any sum."""
     inside = counted[..., None]  # (B, H, W, 1)
     shares = ops.softmax(logits)  # (B, H, W, K)
     truth, shares = (ops.where(inside, part, 0.0) for part in (truth, shares))
@@ -162,7 +166,7 @@ def _mean_of_regions(loss, truth, logits, counted):
 
 
 def _mean_of_pixels(loss, truth, logits, counted):
-    """Mean over the pixels that count; cross-entropies divide by 0 on zeros."""
+    """Average over the pixels that count; zeros would make cross-entropies NaN."""
     takes_logits = getattr(loss, "from_logits", False)
     values = loss.call(truth, logits if takes_logits else ops.softmax(logits))
     shape, expected = tuple(values.shape), tuple(truth.shape[:3])
@@ -170,7 +174,7 @@ def _mean_of_pixels(loss, truth, logits, counted):
         a != b for a, b in zip(shape, expected, strict=True) if None not in (a, b)
     ):
         raise ValueError(
-            "Beside Dice and Tversky, MaskLoss takes losses with one value a pixel. "
+            "Besides Dice and Tversky, MaskLoss takes losses with one value per pixel. "
             f"Received: {type(loss).__name__}, which gave values of shape {shape} for "
             f"masks of shape {expected}"
         )
@@ -179,29 +183,36 @@ def _mean_of_pixels(loss, truth, logits, counted):
 
 
 def _check_loss(loss, ignored):
-    """Refuse a loss that would not mean what it says."""
+    """Validate that a loss means on one-hot masks what it says.
+
+    Raises:
+        TypeError: If it is not a `keras.losses.Loss`.
+        ValueError: If it does not take one-hot masks, has another reduction, ignores
+            other ids, or compares regions without height and width.
+    """
     if not isinstance(loss, keras.losses.Loss):
         raise TypeError(
             "MaskLoss takes losses such as keras.losses.Dice(axis=(0, 1, 2)), not "
-            f"names or functions. Received: {loss!r}"
+            f"names or functions. Received: losses=[..., {loss!r}, ...]"
         )
     if isinstance(loss, WITHOUT_ONE_HOT):
         raise ValueError(
             f"MaskLoss gives one-hot masks, but {type(loss).__name__} takes class ids. "
             "Use keras_segadapter.SegmentationCrossentropy, "
-            "keras.losses.CategoricalCrossentropy(from_logits=True) or another loss."
+            "keras.losses.CategoricalCrossentropy(from_logits=True) or another loss. "
+            f"Received: losses=[..., {loss!r}, ...]"
         )
     check_reduction(loss, loss.reduction)
     if isinstance(loss, SegmentationCrossentropy) and loss.ignore_class != ignored:
         raise ValueError(
-            "All of a mix must ignore the same ids. Received: MaskLoss(ignore_class="
-            f"{ignored}) of SegmentationCrossentropy(ignore_class={loss.ignore_class})"
+            "All losses of a mix must ignore the same ids. Received: "
+            f"MaskLoss(ignore_class={ignored}) of SegmentationCrossentropy(ignore_class={loss.ignore_class})"
         )
     if isinstance(loss, OF_REGIONS) and loss.axis is not None:
         axes = [loss.axis] if isinstance(loss.axis, int) else loss.axis
         if not {1, 2} <= {axis % 4 for axis in axes}:
             raise ValueError(
-                f"{type(loss).__name__} compares regions: its `axis` must take in "
+                f"{type(loss).__name__} compares regions: its `axis` must contain "
                 "height and width, (1, 2) for each image by itself or (0, 1, 2) for "
                 f"the batch as a whole. Received: axis={loss.axis}"
             )
