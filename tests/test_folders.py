@@ -130,31 +130,18 @@ def test_report(tmp_path):
 @pytest.mark.parametrize(
     "name, value, words",
     [
-        pytest.param("num_classes", 1, "at least 2.*num_classes=1$", id="one class"),
-        pytest.param(
-            "num_classes", 2.0, "an integer.*num_classes=2.0$", id="float classes"
-        ),
-        pytest.param(
-            "batch_size", 0, "an integer of at least 1.*batch_size=0$", id="no batch"
-        ),
-        pytest.param(
-            "batch_size", True, "an integer.*batch_size=True$", id="bool batch"
-        ),
-        pytest.param("image_size", 64, r"\(.*image_size=64$", id="one number"),
-        pytest.param("image_size", (64,), r"\(.*size=\(64,\)$", id="one side"),
-        pytest.param(
-            r"image_size[1]", (64, 0), r"an integer of .* 1.*e\[1\]=0$", id="no width"
-        ),
-        pytest.param(
-            r"image_size[0]", (6.0, 6), r"an integer .*e\[0\]=6.0$", id="float height"
-        ),
-        pytest.param(
-            "seed", -1, "an integer of at least 0.*seed=-1$", id="negative seed"
-        ),
-        pytest.param(
-            "threads", 0, "an integer of at least 1.*threads=0$", id="no threads"
-        ),
+        ("num_classes", 1, "at least 2.*num_classes=1$"),
+        ("num_classes", 2.0, "an integer.*num_classes=2.0$"),
+        ("batch_size", 0, "an integer of at least 1.*batch_size=0$"),
+        ("batch_size", True, "an integer.*batch_size=True$"),
+        ("image_size", 64, r"\(.*image_size=64$"),
+        ("image_size", (64,), r"\(.*image_size=\(64,\)$"),
+        ("image_size[1]", (64, 0), r"an integer of at least 1.*size\[1\]=0$"),
+        ("image_size[0]", (6.0, 6), r"an integer.*size\[0\]=6.0$"),
+        ("seed", -1, "an integer of at least 0.*seed=-1$"),
+        ("threads", 0, "an integer of at least 1.*threads=0$"),
     ],
+    ids="one float no-batch bool side tuple width height seed threads".split(),
 )
 def test_wrong_arguments_raise(tmp_path, name, value, words):
     arguments = {"num_classes": 2, name.split("[")[0]: value}
@@ -220,15 +207,7 @@ def spoil_stem(folder):
         (spoil_image_pair, r"Add the image.*masks.001.png without its image \(1 in"),
         (spoil_stem, "Rename or remove .*Received: .*001.JPG and .*001.png$"),
     ],
-    ids=[
-        "no folder",
-        "a file",
-        "no masks",
-        "no images",
-        "no mask",
-        "no image",
-        "twins",
-    ],
+    ids="no-folder a-file no-masks no-images no-mask no-image same-name".split(),
 )
 @pytest.mark.parametrize("function", [FolderDataset, check_folder])
 def test_wrong_folder_raises(tmp_path, function, spoil, words):
