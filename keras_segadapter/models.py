@@ -70,7 +70,10 @@ def AdaptMiTB1(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-MiT-B1 (17.3 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B1, with 17.3 M parameters for 150 classes.
+
+    Example: see `AdaptMiTB0`.
+    """
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB1(weights, input_shape, drop_path), head, adapters, name)
 
@@ -84,7 +87,10 @@ def AdaptMiTB2(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-MiT-B2 (28.4 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B2, with 28.4 M parameters for 150 classes.
+
+    Example: see `AdaptMiTB0`.
+    """
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB2(weights, input_shape, drop_path), head, adapters, name)
 
@@ -98,7 +104,10 @@ def AdaptMiTB3(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-MiT-B3 (48.2 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B3, with 48.2 M parameters for 150 classes.
+
+    Example: see `AdaptMiTB0`.
+    """
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB3(weights, input_shape, drop_path), head, adapters, name)
 
@@ -112,7 +121,10 @@ def AdaptMiTB4(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-MiT-B4 (65.0 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B4, with 65.0 M parameters for 150 classes.
+
+    Example: see `AdaptMiTB0`.
+    """
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB4(weights, input_shape, drop_path), head, adapters, name)
 
@@ -126,7 +138,10 @@ def AdaptMiTB5(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-MiT-B5 (85.6 M parameters, 150 classes). Example: see `AdaptMiTB0`."""
+    """Build Adapt-MiT-B5, with 85.6 M parameters for 150 classes.
+
+    Example: see `AdaptMiTB0`.
+    """
     head = MLPHead(num_classes, head_channels, name="head")
     return _segmenter(MiTB5(weights, input_shape, drop_path), head, adapters, name)
 
@@ -201,7 +216,7 @@ def AdaptConvNeXtSmall(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-ConvNeXt-S (57.1 M parameters with 150 classes).
+    """Build Adapt-ConvNeXt-S, with 57.1 M parameters for 150 classes.
 
     Example: see `AdaptConvNeXtTiny`.
     """
@@ -219,7 +234,7 @@ def AdaptConvNeXtBase(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-ConvNeXt-B (100.5 M parameters with 150 classes).
+    """Build Adapt-ConvNeXt-B, with 100.5 M parameters for 150 classes.
 
     Example: see `AdaptConvNeXtTiny`.
     """
@@ -237,7 +252,7 @@ def AdaptConvNeXtLarge(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-ConvNeXt-L (223.8 M parameters with 150 classes).
+    """Build Adapt-ConvNeXt-L, with 223.8 M parameters for 150 classes.
 
     Example: see `AdaptConvNeXtTiny`.
     """
@@ -255,7 +270,7 @@ def AdaptConvNeXtXLarge(
     drop_path=0.1,
     name=None,
 ):
-    """Build Adapt-ConvNeXt-XL (395.9 M parameters with 150 classes).
+    """Build Adapt-ConvNeXt-XL, with 395.9 M parameters for 150 classes.
 
     Example: see `AdaptConvNeXtTiny`.
     """

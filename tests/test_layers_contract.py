@@ -1,5 +1,7 @@
 """Every layer of the package keeps the contract of `contract.py`."""
 
+import math
+
 import keras
 import pytest
 from contract import check_layer
@@ -147,3 +149,49 @@ def test_channels_first_raises(channels_first, cls):
     layer, x = cls(**OF_MAPS[cls]), maps(1, 4, 4, 4)
     with pytest.raises(ValueError, match=r"set_image_data_format.*channels_first"):
         layer([x] if cls is ksa.MLPHead else x)
+
+
+WRONG_ARGUMENTS = [
+    (ksa.SegAttention, "filters", 0, "an integer of at least 1"),
+    (ksa.SegAttention, "filters", 4.0, "an integer of at least 1"),
+    (ksa.SegAttention, "kernel_size", 0, "an integer of at least 1"),
+    (ksa.SegAttention, "kernel_size", (3, 3), "an integer of at least 1"),
+    (ksa.HighOrderSpatialAttention, "num_classes", 1, "at least 2"),
+    (ksa.HighOrderSpatialAttention, "num_classes", 0, "at least 2"),
+    (ksa.HighOrderSpatialAttention, "num_classes", True, "an integer"),
+    (ksa.HighOrderSpatialAttention, "num_classes", 2.0, "an integer"),
+    (ksa.HighOrderSpatialAttention, "kernel_size", 0, "an integer of at least 1"),
+    (ksa.SegAdapter, "num_classes", 1, "at least 2"),
+    (ksa.SegAdapter, "num_classes", 0, "at least 2"),
+    (ksa.SegAdapter, "num_classes", True, "an integer"),
+    (ksa.SegAdapter, "num_classes", 2.0, "an integer"),
+    (ksa.SegAdapter, "kernel_size", 0, "an integer of at least 1"),
+    (ksa.SegAdapter, "ffn_ratio", 0, "a number above 0"),
+    (ksa.SegAdapter, "ffn_ratio", -1.0, "a number above 0"),
+    (ksa.SegAdapter, "ffn_ratio", math.nan, "a number above 0"),
+    (ksa.SegAdapter, "scale_init", math.nan, "finite"),
+    (ksa.SegAdapter, "scale_init", math.inf, "finite"),
+    (ksa.SegAdapter, "num_blocks", 0, "an integer of at least 1"),
+    (ksa.SegAdapter, "num_blocks", 1.0, "an integer of at least 1"),
+    (ksa.MLPHead, "num_classes", 1, "at least 2"),
+    (ksa.MLPHead, "channels", 0, "an integer of at least 1"),
+    (ksa.MLPHead, "channels", 8.0, "an integer of at least 1"),
+    (ksa.MLPHead, "dropout", 1.0, "in [0, 1)"),
+    (ksa.MLPHead, "dropout", -0.1, "in [0, 1)"),
+    (ksa.MLPHead, "dropout", math.nan, "in [0, 1)"),
+    (EfficientSelfAttention, "num_heads", 0, "an integer of at least 1"),
+    (EfficientSelfAttention, "reduction", 1.0, "an integer of at least 1"),
+    (MixFFN, "ratio", 0, "an integer of at least 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "requirement"),
+    WRONG_ARGUMENTS,
+    ids=[f"{cls.__name__} {name}={value}" for cls, name, value, _ in WRONG_ARGUMENTS],
+)
+def test_wrong_arguments_raise(cls, name, value, requirement):
+    with pytest.raises(ValueError) as caught:
+        cls(**{**OF_MAPS[cls], name: value})
+    assert str(caught.value).startswith(f"`{name}` must be {requirement}")
+    assert str(caught.value).endswith(f"Received: {name}={value!r}")

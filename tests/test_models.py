@@ -1,10 +1,11 @@
-"""The paper's models by name: sizes, arguments, training, a frozen backbone."""
+"""The paper's models by name: sizes, arguments, training, frozen backbones."""
 
 import inspect
 
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 
 from keras_segadapter import MLPHead, SegAdapter, build_segmenter, models
 
@@ -12,8 +13,6 @@ K = 3
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 32, 32, 3), "uint8")
 MASKS = RNG.integers(0, K, (2, 32, 32), "uint8")
-# One step: TensorFlow compiles for longer than that takes, JAX runs for longer.
-EAGER = keras.backend.backend() != "jax"
 MIT = [f"AdaptMiTB{i}" for i in range(6)]
 CONVNEXT = [f"AdaptConvNeXt{s}" for s in ("Tiny", "Small", "Base", "Large", "XLarge")]
 
@@ -34,7 +33,7 @@ def arrays(variables):
     ("name", "millions"),
     [("AdaptMiTB0", 4.8), ("AdaptMiTB1", 17.3), ("AdaptMiTB2", 28.4)],
 )
-def test_parameters_are_the_published_ones(name, millions):
+def test_published_parameters(name, millions):
     assert round(build(name, 150).count_params() / 1e6, 1) == millions
 
 
@@ -50,7 +49,7 @@ def test_parameters_are_the_published_ones(name, millions):
         ("AdaptConvNeXtBase", 100.5),
     ],
 )
-def test_parameters_are_those_of_the_docstrings(name, millions):
+def test_parameters_of_the_docstrings(name, millions):
     assert round(build(name, 150).count_params() / 1e6, 1) == millions
 
 
@@ -62,7 +61,7 @@ def test_parameters_are_those_of_the_docstrings(name, millions):
         pytest.param("AdaptConvNeXtBase", 12.096, marks=pytest.mark.slow),
     ],
 )
-def test_adapters_have_the_published_size(name, millions):
+def test_published_parameters_of_the_adapters(name, millions):
     adapters = adapters_of(build(name, 150))
     assert round(sum(a.count_params() for a in adapters) / 1e6, 3) == millions
 
@@ -76,9 +75,7 @@ def test_all_models_have_the_same_arguments():
 
 
 @pytest.mark.parametrize("name", MIT + CONVNEXT)
-def test_each_builds_its_backbone_and_hands_the_arguments_on(
-    tiny_backbone, monkeypatch, name
-):
+def test_arguments_reach_the_backbone_and_the_head(tiny_backbone, monkeypatch, name):
     calls = []
 
     def stand_in(*args):
@@ -103,7 +100,7 @@ def test_each_builds_its_backbone_and_hands_the_arguments_on(
         ("AdaptConvNeXtTiny", "adapt_convnext_tiny", "convnext_tiny_mlp"),
     ],
 )
-def test_the_baseline_is_the_same_model_less_the_adapters(name, adapted, baseline):
+def test_the_baseline_is_the_same_model_without_adapters(name, adapted, baseline):
     model, plain = build(name, K), build(name, K, adapters=False)
     assert (model.name, plain.name) == (adapted, baseline)
     assert len(adapters_of(model)) == 4 and not adapters_of(plain)
@@ -113,7 +110,7 @@ def test_the_baseline_is_the_same_model_less_the_adapters(name, adapted, baselin
     assert config == other
 
 
-def test_adapters_of_the_users_own():
+def test_given_adapters_are_used():
     adapters = [SegAdapter(K, kernel_size=3) for _ in range(4)]
     model = models.AdaptMiTB0(K, adapters=adapters)
     assert adapters_of(model) == adapters
@@ -122,7 +119,7 @@ def test_adapters_of_the_users_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["AdaptMiTB0", "AdaptConvNeXtTiny"])
-def test_it_trains_and_comes_back_from_its_file(name, tmp_path):
+def test_trains_saves_and_loads(name, tmp_path):
     model = build(name, K, head_channels=8, drop_path=0.5)
     model.compile(run_eagerly=EAGER)
     before = arrays(model.trainable_variables)
@@ -145,14 +142,14 @@ def test_it_trains_and_comes_back_from_its_file(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["batch norms", "MiT"])
-def test_frozen_a_backbone_stays_and_all_else_moves(tiny_backbone, kind):
+def test_a_frozen_backbone_stays_and_everything_else_moves(tiny_backbone, kind):
     if kind == "MiT":
         model = models.AdaptMiTB0(K, head_channels=8)
     else:
         model = build_segmenter(tiny_backbone(), K, head=MLPHead(K, 8, name="head"))
     model.backbone.trainable = False
-    # No weight decay, and steps that do not depend on how small a gradient is: what
-    # moves has one.
+    # Without weight decay, and with steps that do not depend on the size of a gradient,
+    # exactly the weights with a gradient move.
     model.compile(keras.optimizers.Adam(1e-2, epsilon=1e-20), run_eagerly=EAGER)
     before = arrays(model.backbone.weights)
     free = [*adapters_of(model), model.get_layer("head")]
@@ -171,26 +168,27 @@ def test_frozen_a_backbone_stays_and_all_else_moves(tiny_backbone, kind):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (("imagenet",), "`num_classes` must be an integer"),
         ((1,), "`num_classes` must be at least 2"),
         ((K, None, (None, None, 3), True, 0), "`channels` must be an integer"),
     ],
+    ids=["text", "one class", "no channels"],
 )
 @pytest.mark.parametrize("name", MIT + CONVNEXT)
-def test_wrong_arguments_are_told_before_weights_are_read(
-    monkeypatch, name, arguments, sentence
+def test_wrong_arguments_raise_before_weights_are_read(
+    monkeypatch, name, arguments, message
 ):
     backbone = "convnext" if name in CONVNEXT else name.removeprefix("Adapt")
     monkeypatch.setattr(models, backbone, None)  # a call would be a TypeError
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         build(name, *arguments)
 
 
 @pytest.mark.parametrize("name", ["AdaptMiTB0", "AdaptConvNeXtTiny"])
-def test_wrong_arguments_of_the_backbone(name, tmp_path):
+def test_wrong_arguments_of_the_backbone_raise(name, tmp_path):
     with pytest.raises(ValueError, match="drop_path=1"):
         build(name, K, drop_path=1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"weights"):
         build(name, K, weights=str(tmp_path / "nothing"))

@@ -1,4 +1,4 @@
-"""The layer in front of the backbone gives what keras.applications would."""
+"""The preprocessing of a backbone equals that of the package it comes from."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (1, 8, 6, 3)).astype("float32
 
 
 def stand_in(name):
-    """A backbone of one layer that bears a family's name."""
+    """Build a backbone of one layer with the name of a family."""
     inputs = keras.Input((None, None, 3))
     outputs = keras.layers.Conv2D(2, 4, 4)(inputs)
     return keras.Model(inputs, outputs, name=name)
@@ -31,14 +31,14 @@ def stand_in(name):
         ("nasnet", "nasnet_mobile"),
     ],
 )
-def test_the_same_as_the_familys_preprocess_input(module, name):
+def test_equals_preprocess_input_of_the_family(module, name):
     layer = default_preprocessing(stand_in(name))
     expected = getattr(keras.applications, module).preprocess_input(IMAGES.copy())
     actual = keras.ops.convert_to_numpy(layer(IMAGES))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_names_are_those_that_keras_applications_gives():
+def test_the_names_are_those_of_keras_applications():
     for build, name in (
         (keras.applications.MobileNetV2, "mobilenetv2_"),
         (keras.applications.MobileNet, "mobilenet_"),
@@ -62,7 +62,7 @@ def test_names_are_those_that_keras_applications_gives():
         ),
     ],
 )
-def test_families_known_by_their_class(name, module, mean, deviation):
+def test_families_recognized_by_their_class(name, module, mean, deviation):
     family = type(name, (keras.Model,), {"__module__": module})
     inputs = keras.Input((32, 32, 3))
     backbone = family(inputs, keras.layers.Conv2D(2, 4, 4)(inputs))
@@ -71,19 +71,19 @@ def test_families_known_by_their_class(name, module, mean, deviation):
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_a_backbone_of_unknown_make_gets_imagenets_mean_and_deviation():
+def test_an_unknown_backbone_gets_imagenets_mean_and_deviation():
     layer = default_preprocessing(stand_in("mine"))
-    grey = np.full((1, 1, 1, 3), [123.675, 116.28, 103.53], "float32")
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(grey)), 0, atol=1e-5)
+    gray = np.full((1, 1, 1, 3), [123.675, 116.28, 103.53], "float32")
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(gray)), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetV2B0"])
-def test_a_backbone_that_normalises_by_itself_is_left_alone(name):
+def test_a_backbone_that_normalizes_by_itself_gets_an_identity(name):
     backbone = getattr(keras.applications, name)(include_top=False, weights=None)
     assert isinstance(default_preprocessing(backbone), keras.layers.Identity)
 
 
-def test_other_than_three_channels_are_left_alone():
+def test_other_numbers_of_channels_get_an_identity():
     inputs = keras.Input((None, None, 5))
     backbone = keras.Model(inputs, keras.layers.Conv2D(4, 4, 4)(inputs))
     assert isinstance(default_preprocessing(backbone), keras.layers.Identity)
@@ -91,7 +91,7 @@ def test_other_than_three_channels_are_left_alone():
     assert model.segment(np.zeros((9, 7, 5), "uint8")).shape == (9, 7)
 
 
-def test_a_layer_of_the_users_own(tiny_backbone):
+def test_a_given_layer_is_used(tiny_backbone):
     scale = keras.layers.Rescaling(1 / 255)
     model = build_segmenter(tiny_backbone(), 2, preprocessing=scale)
     assert scale in model.layers
