@@ -156,8 +156,8 @@ class Segmenter(keras.Model):
         super().__init__(image, outputs, name=name)
         for layer in self.layers:
             if not layer.trainable:
-                # Keras revives a frozen layer with inner layers that are not frozen,
-                # and hands down no more than a change.
+                # Keras revives a frozen layer of another package with inner layers that
+                # are not frozen, and hands down nothing but a change.
                 layer.trainable = True
                 layer.trainable = False
 
@@ -177,7 +177,8 @@ class Segmenter(keras.Model):
 
     @property
     def features(self):
-        # Plain lists: what Keras makes of an attribute, JAX can't return.
+        """Return the symbolic feature maps into and out of the adapters."""
+        # Plain lists: JAX can't return those that Keras makes of an attribute's.
         return {name: [*maps] for name, maps in self._features.items()}
 
     def compile(
@@ -196,8 +197,8 @@ class Segmenter(keras.Model):
 
         Losses and metrics get the mask, class ids `(B, H, W)`, and the scores of an
         output resized to it, logits `(B, H, W, K)`. Those of this package resize them
-        by themselves, in little memory; around others, of Keras or your own, a wrapper
-        is put that resizes first.
+        by themselves, in little memory; others, of Keras or your own, are put into a
+        wrapper that resizes first.
 
         Args:
             optimizer: As in Keras; `"auto"` for `keras_segadapter.AdamW()`. Defaults to
@@ -244,7 +245,14 @@ class Segmenter(keras.Model):
                 f"`aux_weight` must be at least 0. Received: aux_weight={aux_weight}"
             )
         names = list(self.output)
-        check_outputs(names, loss=loss, loss_weights=loss_weights, metrics=metrics)
+        weighted = kwargs.pop("weighted_metrics", None)
+        check_outputs(
+            names,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted,
+        )
         if _is_auto(optimizer):
             optimizer = AdamW()
         if _is_auto(loss):
@@ -255,14 +263,16 @@ class Segmenter(keras.Model):
             loss = dict.fromkeys(names, loss)
             if loss_weights is None:
                 loss_weights = {**dict.fromkeys(names, aux_weight), "logits": 1.0}
-        if isinstance(loss, dict):
+        if loss is not None:
             loss = {key: fit_loss(each) for key, each in loss.items()}
-        if isinstance(loss_weights, dict):
-            loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
+            if isinstance(loss_weights, dict):
+                loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
         # A list of metrics is for the logits, and their names stand alone.
-        self._measured = names if isinstance(metrics, dict) else ["logits"]
-        metrics = keras.tree.map_structure(
-            fit_metric, metrics or None, none_is_leaf=False
+        by_output = isinstance(metrics, dict) or isinstance(weighted, dict)
+        self._measured = names if by_output else ["logits"]
+        metrics, weighted = (
+            keras.tree.map_structure(fit_metric, value or None, none_is_leaf=False)
+            for value in (metrics, weighted)
         )
         optimizer = keras.optimizers.get(optimizer)
         if optimizer is not None and kwargs.get("auto_scale_loss", True):
@@ -273,6 +283,7 @@ class Segmenter(keras.Model):
             loss=loss,
             loss_weights=loss_weights,
             metrics=metrics,
+            weighted_metrics=weighted,
             jit_compile=jit_compile,
             **kwargs,
         )
@@ -342,10 +353,7 @@ class Segmenter(keras.Model):
     ):
         """Compute the losses of all outputs, each on the one mask."""
         check_size_of_masks(x, y)
-        y, sample_weight = (
-            self._for_each_output(y),
-            self._for_each_output(sample_weight),
-        )
+        y, sample_weight = map(self._for_each_output, (y, sample_weight))
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):

@@ -190,6 +190,20 @@ def test_foreign_losses_and_metrics_get_scores_at_the_size_of_the_mask(
     assert result[name] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_weighted_metrics_get_the_weights(tiny_backbone):
+    model = build_segmenter(tiny_backbone(), K)
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    model.compile(metrics=None, weighted_metrics=[accuracy], run_eagerly=EAGER)
+    weights = np.zeros(MASKS.shape, "float32")
+    weights[1] = 1.0  # the second image alone counts
+    logits = model.predict(IMAGES, verbose=0)
+    result = model.evaluate(
+        IMAGES, MASKS, sample_weight=weights, verbose=0, return_dict=True
+    )
+    expected = np.mean(logits[1].argmax(-1) == MASKS[1])
+    assert result["accuracy"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_masks_of_another_size_than_the_images_stop_a_dataset_too(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     model.compile(run_eagerly=EAGER)
