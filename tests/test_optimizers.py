@@ -1,3 +1,5 @@
+"""AdamW: decay of kernels only, its config, and its steps against the equation."""
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import keras_segadapter as ksa
 
 
 def small_model():
-    """One weight of each kind: kernels, biases, batch and layer norms, mu."""
+    """Build a model with each kind of weight: kernels, biases, norms, mu."""
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3, padding="same")(inputs)
     x = keras.layers.BatchNormalization()(x)
@@ -26,7 +28,7 @@ def fill(variables, value):
 
 
 def check_decay(variables, value):
-    """Kernels have `value`; vectors still the 1 that they had."""
+    """Assert that kernels have become `value` and vectors are still 1."""
     assert {len(v.shape) for v in variables} == {1, 2, 4}
     for variable in variables:
         expected = value if len(variable.shape) > 1 else 1
@@ -36,7 +38,7 @@ def check_decay(variables, value):
 # Contract
 
 
-def test_defaults_and_config():
+def test_config_and_defaults():
     config = ksa.AdamW().get_config()
     assert config["learning_rate"] == pytest.approx(6e-5)
     assert (config["epsilon"], config["weight_decay"]) == (1e-8, 0.01)
@@ -51,7 +53,7 @@ def test_defaults_and_config():
     assert (config["clipnorm"], config["name"]) == (1.0, "x")
 
 
-def test_schedule():
+def test_a_schedule_sets_the_rate():
     schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0)
     optimizer = ksa.AdamW(schedule, weight_decay=0)
     copy = ksa.AdamW.from_config(optimizer.get_config())
@@ -62,14 +64,14 @@ def test_schedule():
         for _ in range(3):
             each.apply([ops.ones((2, 2))], [variable])
             values.append(array(variable)[0, 0])
-        # With equal gradients each step of Adam is the rate.
+        # With equal gradients, each step of Adam is as large as the rate.
         np.testing.assert_allclose(values, [0.9, 0.81, 0.73], atol=1e-5)
 
 
 # Meaning
 
 
-def test_decay_of_kernels_alone():
+def test_only_kernels_are_decayed():
     variables = small_model().trainable_variables
     fill(variables, 1)
     optimizer = ksa.AdamW(0.1, weight_decay=5.0)
@@ -82,7 +84,7 @@ def test_decay_of_kernels_alone():
 
 
 def test_keras_own_decays_vectors_too():
-    # What this optimizer is for; if Keras changes, it may go.
+    # This is the reason for our AdamW. If Keras changes, it can go.
     variable = keras.Variable(np.ones(3))
     optimizer = keras.optimizers.AdamW(0.1, weight_decay=5.0)
     optimizer.build([variable])
@@ -97,7 +99,7 @@ def test_decay_after_saving_and_loading(tmp_path):
     images, void = np.ones((2, 8, 8, 3)), np.full((2, 8, 8), 255)
     for step in range(2):
         fill(model.trainable_variables, 1)
-        # A batch of void has no gradient: decay alone moves the weights.
+        # Void pixels have no gradient, so only decay moves the weights.
         model.fit(images, void, verbose=0)
         check_decay(model.trainable_variables, 0.5)
         assert int(model.optimizer.iterations) == step + 1
@@ -117,7 +119,7 @@ def test_steps_are_those_of_the_equation():
     for t, gradient in enumerate(gradients, start=1):
         optimizer.apply([ops.full((2, 2), gradient)], [variable])
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        # Keras' form: epsilon is not corrected for bias.
+        # In Keras' form, epsilon is not corrected for bias.
         rate = 0.01 * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t)
         expected = expected * (1 - 0.01 * 0.1) - rate * m / (v**0.5 + 1e-8)
         np.testing.assert_allclose(array(variable), expected, rtol=1e-6)

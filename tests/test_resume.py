@@ -1,4 +1,4 @@
-"""A training that is stopped, however, goes on as if it had not been."""
+"""A training that was stopped or killed resumes as if it had not been."""
 
 import json
 import os
@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.training.resume import Backup
 from keras_segadapter.data.epochs import ShuffledArrays
+from keras_segadapter.training.resume import Backup
 
 ROOT = Path(__file__).parents[1]
 K = 3
@@ -26,7 +26,7 @@ MASKS = RNG.integers(0, K, (4, 16, 24), "uint8")
 
 
 class Stop(keras.callbacks.Callback):
-    """Raises in the middle of an epoch, or after it."""
+    """Callback that raises after a batch, or after the epoch."""
 
     def __init__(self, epoch, batch=None):
         super().__init__()
@@ -46,8 +46,8 @@ class Stop(keras.callbacks.Callback):
 
 def build(make_backbone):
     keras.utils.set_random_seed(1)
-    # Batch statistics, dropout, a schedule and averaged weights: all have a state.
-    # Adapters have no more of it, and take a backend seconds to compile.
+    # Batch statistics, dropout, a schedule and averaged weights all have a state.
+    # Adapters add none, and would take seconds to compile.
     head = ksa.MLPHead(K, 4, dropout=0.3)
     model = ksa.build_segmenter(make_backbone((4,)), K, head=head, adapters=False)
     schedule = keras.optimizers.schedules.CosineDecay(1e-2, 6)
@@ -70,11 +70,15 @@ def train(model, *stop, **options):
     return model.fit(IMAGES, MASKS, callbacks=list(stop), **options)
 
 
-def test_stopped_and_resumed_ends_where_it_would_have(tiny_backbone, tmp_path):
+# Meaning
+
+
+@pytest.mark.integration
+def test_a_stopped_training_resumes_to_the_same_weights(tiny_backbone, tmp_path):
     through = build(tiny_backbone)
     expected = train(through, backup=tmp_path / "through")
     stopped = build(tiny_backbone)
-    # Twice in the second epoch, and after it, before the backup.
+    # Stop twice in the second epoch, and once after it, before the backup.
     for stop in (Stop(1, 0), Stop(1, 1), Stop(1)):
         with pytest.raises(KeyboardInterrupt):
             train(stopped, stop, backup=tmp_path / "stopped")
@@ -84,17 +88,17 @@ def test_stopped_and_resumed_ends_where_it_would_have(tiny_backbone, tmp_path):
     assert history.epoch == [0, 1, 2]
     assert history.history == expected.history
     assert len(history.history["mIoU"]) == 3
-    # Once more: nothing is left to do.
+    # Another call has nothing left to do.
     assert train(stopped, backup=tmp_path / "stopped").history == expected.history
     assert_equal(state(stopped), state(through))
-    with pytest.raises(ValueError, match="cannot be loaded") as error:
+    with pytest.raises(ValueError, match="can't be loaded") as error:
         stopped.compile(keras.optimizers.SGD())
         train(stopped, backup=tmp_path / "stopped")
     assert "optimizer" in str(error.value)
 
 
 def backup_of(model, folder):
-    """What two epochs leave, without training."""
+    """Write a backup of two epochs without training; return the names of its files."""
     backup = Backup(folder)
     backup.set_model(model)
     assert backup.restore(model) == 0
@@ -103,13 +107,11 @@ def backup_of(model, folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_kill_while_the_backup_is_written_costs_an_epoch_at_most(
-    tiny_backbone, tmp_path
-):
+def test_a_kill_during_a_backup_costs_at_most_one_epoch(tiny_backbone, tmp_path):
     model, folder = build(tiny_backbone), tmp_path / "backup"
     assert backup_of(model, folder) == ["epoch_0002.weights.h5", "state.json"]
     kept = state(model)
-    # Torn files of the third epoch, and a state that was not yet given its name.
+    # Files of the third epoch are incomplete, and its state does not have its name yet.
     whole = (folder / "epoch_0002.weights.h5").read_bytes()
     (folder / "epoch_0003.weights.h5").write_bytes(whole[: len(whole) // 2])
     (folder / "state.json.new").write_text('{"weights": "epo')
@@ -126,38 +128,7 @@ def test_a_kill_while_the_backup_is_written_costs_an_epoch_at_most(
     assert files == ["epoch_0003.weights.h5", "state.json"]
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("epoch_0002.weights.h5", None),
-        ("epoch_0002.weights.h5", "no weights"),
-        ("state.json", "{"),
-        ("state.json", "{}"),
-    ],
-)
-def test_a_backup_that_was_damaged_gets_a_sentence(
-    tiny_backbone, tmp_path, name, content
-):
-    model = build(tiny_backbone)
-    backup_of(model, tmp_path)
-    (tmp_path / name).unlink()
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    words = f"backup in {tmp_path} cannot be loaded: [^$]*or another folder"
-    with pytest.raises(ValueError, match=words):
-        Backup(tmp_path).restore(model)
-
-
-def test_what_does_not_go_with_a_backup_gets_a_sentence(tiny_backbone, tmp_path):
-    model = build(tiny_backbone)
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"`backup` must be a folder, but .*file is"):
-        train(model, backup=tmp_path / "file")
-    with pytest.raises(ValueError, match="`validation_split` does not go with"):
-        train(model, backup=tmp_path / "folder", validation_split=0.5)
-
-
-def test_arrays_in_an_order_of_seed_and_epoch():
+def test_the_order_of_arrays_depends_on_seed_and_epoch():
     arrays = (np.arange(7), {"a": np.arange(7) * 10})
     data = ShuffledArrays(arrays, 3, True, seed=5)
 
@@ -195,7 +166,7 @@ def epochs_behind(out):
 
 
 @pytest.mark.slow
-def test_the_example_killed_three_times_ends_where_it_would_have(tmp_path):
+def test_the_example_killed_three_times_resumes_to_the_same_weights(tmp_path):
     seed = random.SystemRandom().randrange(1000)
     print(f"moments by the seed {seed}")
     moments = random.Random(seed)
@@ -214,8 +185,8 @@ def test_the_example_killed_three_times_ends_where_it_would_have(tmp_path):
     for kill in range(3):
         before, patience = epochs_behind(killed), time.monotonic() + 300
         process = start(*options)
-        # In the first epoch, which compiles; then in the one after next: in its
-        # training, validation, pictures or backup.
+        # The first kill is in the first epoch, which compiles. The others come after one
+        # more epoch: in training, validation, pictures or backup.
         while time.monotonic() < patience and (
             epochs_behind(killed) == before if kill else not killed.exists()
         ):
@@ -226,10 +197,42 @@ def test_the_example_killed_three_times_ends_where_it_would_have(tmp_path):
         print(f"killed after {epochs_behind(killed)} epochs")
     assert start(*options).wait() == 0
     models = (keras.models.load_model(out / "model.keras") for out in (killed, through))
-    # Seeds of dropout are not in a model's file; the backup's, below, has them.
+    # A model's file does not hold the random states of dropout, but a backup does.
     ours, theirs = ([*m.weights, *m.optimizer.variables] for m in models)
     assert_equal(
         *(map(keras.ops.convert_to_numpy, values) for values in (ours, theirs))
     )
     ours, theirs = (out / "backup/state.json" for out in (killed, through))
     assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
+
+
+# Edges
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        pytest.param("epoch_0002.weights.h5", None, id="no weights"),
+        pytest.param("epoch_0002.weights.h5", "no weights", id="other weights"),
+        pytest.param("state.json", "{", id="no json"),
+        pytest.param("state.json", "{}", id="empty state"),
+    ],
+)
+def test_damaged_backups_raise(tiny_backbone, tmp_path, name, content):
+    model = build(tiny_backbone)
+    backup_of(model, tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    words = rf"backup can't be loaded: [^$]*another folder.*backup={tmp_path}"
+    with pytest.raises(ValueError, match=words):
+        Backup(tmp_path).restore(model)
+
+
+def test_arguments_that_do_not_fit_a_backup_raise(tiny_backbone, tmp_path):
+    model = build(tiny_backbone)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"path of a folder .*file, which is a file"):
+        train(model, backup=tmp_path / "file")
+    with pytest.raises(ValueError, match="`validation_split` can't be used with"):
+        train(model, backup=tmp_path / "folder", validation_split=0.5)

@@ -1,4 +1,4 @@
-"""AdamW as the method uses it, and one optimizer for groups of weights."""
+"""AdamW as the method uses it, and an optimizer for groups of weights."""
 
 import keras
 from keras import ops
@@ -6,18 +6,19 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class AdamW(keras.optimizers.AdamW):
-    """Keras' AdamW without decay on vectors: norms, biases, SegAdapter's mu.
+    """Keras' AdamW without decay on vectors: norms, biases, the `mu` of `SegAdapter`.
 
-    Keras has `exclude_from_weight_decay` for that, but forgets it when a model is saved
-    and loaded; here it is made anew whenever the optimizer is built. Epsilon is 1e-8:
-    an adapter's weights see gradients near 1e-7 while mu is small, and Keras adds
-    epsilon without the bias correction that PyTorch's has.
+    Keras has `exclude_from_weight_decay` for this, but loses it when a model is saved
+    and loaded; here it is called whenever the optimizer is built. Epsilon is 1e-8,
+    since the gradients of an adapter's weights are near 1e-7 while `mu` is small, and
+    Keras adds epsilon without PyTorch's bias correction.
 
     Args:
-        learning_rate: Rate or schedule.
-        weight_decay: Decay of matrices and kernels.
-        epsilon: Added to the root of the second moment.
-        name: Name of the optimizer.
+        learning_rate: Number or schedule. Learning rate. Defaults to `6e-5`.
+        weight_decay: Number. Decay of matrices and kernels. Defaults to `0.01`.
+        epsilon: Number. It is added to the root of the second moment. Defaults to
+            `1e-8`.
+        name: String. Name of the optimizer. Defaults to `"adamw"`.
         **kwargs: As in `keras.optimizers.AdamW`.
 
     Example:
@@ -59,11 +60,12 @@ class AdamW(keras.optimizers.AdamW):
 def with_loss_scale(optimizer, layers):
     """Return the optimizer, with a loss scale around it where a layer needs one.
 
-    Keras looks at the model's own precision only, which a backbone's may differ from.
+    Keras looks at the precision of the model as a whole, which may differ from that of
+    its backbone.
 
     Args:
         optimizer: A Keras optimizer.
-        layers: Layers of the model.
+        layers: List of the model's layers.
     """
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if scaled or all(layer.compute_dtype != "float16" for layer in layers):
@@ -73,20 +75,20 @@ def with_loss_scale(optimizer, layers):
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class GroupedOptimizer(keras.optimizers.MultiOptimizer):
-    """A MultiOptimizer that knows a weight's group by its place among the weights.
+    """A MultiOptimizer that finds a weight's group by its index among the weights.
 
-    Keras' own goes by the paths of the weights; these change when a model is made anew
-    from its config, as loading does. The order stays, and an optimizer's state is saved
-    in that order too.
+    Keras' own goes by the paths of the weights, which change when a model is built from
+    its config, as in loading. Their order stays the same, and an optimizer's state is
+    saved in that order too.
 
     Args:
-        optimizers: List of optimizers, one a group.
-        groups: For each trainable weight of the model, in order, the index of its
-            optimizer.
-        name: Name of the optimizer.
+        optimizers: List of optimizers, one per group.
+        groups: List of integers. Index of the optimizer of each trainable weight of the
+            model, in order.
+        name: String. Name of the optimizer. Defaults to `"grouped_optimizer"`.
 
     Raises:
-        ValueError: If the model has other trainable weights than those it was made for.
+        ValueError: If it is built with other trainable weights than it was made for.
 
     Example: see `paper_optimizer`.
     """
@@ -101,10 +103,11 @@ class GroupedOptimizer(keras.optimizers.MultiOptimizer):
         places = {id(v): place for place, v in enumerate(variables)}
         if len(places) != len(self._groups) or (self.built and places != self._places):
             raise ValueError(
-                f"This optimizer was made for {len(self._groups)} trainable weights, "
-                f"and the model has {len(places)}, or it is another model. Freeze "
-                "and unfreeze first, then call paper_optimizer and compile. Load a "
-                "file frozen after compile with load_model(..., compile=False)."
+                f"This optimizer was made for {len(self._groups)} trainable weights of "
+                "one model. Freeze and unfreeze layers first, then call "
+                "paper_optimizer and compile. Load a model that was frozen after "
+                "compile with load_model(..., compile=False). Received: "
+                f"{len(places)} trainable weights, or those of another model"
             )
         self._places = places
         super().build(variables)
@@ -113,7 +116,8 @@ class GroupedOptimizer(keras.optimizers.MultiOptimizer):
         return self._by_group[self._groups[self._places[id(variable)]]]
 
     def save_own_variables(self, store):
-        # The groups' optimizers save theirs; Keras' own would save all of them twice.
+        # The groups' optimizers save their own variables, and Keras' method would save
+        # all of them again.
         store["iterations"] = ops.convert_to_numpy(self.iterations)
 
     def load_own_variables(self, store):

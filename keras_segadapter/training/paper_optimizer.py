@@ -1,4 +1,4 @@
-"""The paper's optimizer: each part of a segmenter learns at a rate of its own."""
+"""The paper's optimizer: each part of a segmenter learns at its own rate."""
 
 import math
 import re
@@ -7,24 +7,9 @@ from numbers import Real
 import keras
 
 from keras_segadapter.backbones.mit import MixFFN
-from keras_segadapter.validation import check_positive, check_segmenter
 from keras_segadapter.training.optimizers import GroupedOptimizer
 from keras_segadapter.training.schedules import WarmupPoly
-
-# Of Keras' options, those that a group can have by itself.
-OPTIONS = (
-    "beta_1",
-    "beta_2",
-    "epsilon",
-    "amsgrad",
-    "clipnorm",
-    "clipvalue",
-    "global_clipnorm",
-    "use_ema",
-    "ema_momentum",
-    "ema_overwrite_frequency",
-    "gradient_accumulation_steps",
-)
+from keras_segadapter.validation import check_positive, check_segmenter
 
 
 def paper_optimizer(
@@ -39,50 +24,55 @@ def paper_optimizer(
     layer_decay=None,
     **kwargs,
 ):
-    """AdamW as the paper trains: rates and weight decay by the role of each weight.
+    """Return AdamW as the paper trains: rates and decay by the role of each weight.
 
     Norms, biases, `mu` and all other vectors are not decayed, nor are the position
-    convolutions of MiT. The rate rises in a line over `warmup_steps` and falls in a
-    line to 0 at `steps`, in every group. The defaults are those for MiT; for ConvNeXt
-    the settings are `paper_optimizer(model, steps, 1e-4, 0.05, adapter_multiplier=1,
+    convolutions of MiT. In every group, the rate rises linearly over `warmup_steps` and
+    falls linearly to 0 at `steps`. The defaults are those for MiT; the paper's settings
+    for ConvNeXt are `paper_optimizer(model, steps, 1e-4, 0.05, adapter_multiplier=1,
     head_multiplier=1, layer_decay=0.9)`.
 
-    Which weight is in which group is settled here and goes by the order of the model's
-    trainable weights, so freeze what is to be frozen first. It is saved with the model.
+    Groups are formed when this function is called and follow the order of the model's
+    trainable weights, so freeze layers first. They are saved with the model.
 
-    PyTorch's AdamW takes the same steps where gradients are not tiny. Keras adds
-    epsilon without PyTorch's bias correction: for gradients of 1e-7 the first step is
-    3.8 times smaller than PyTorch's at epsilon 1e-8, our default, and 30 times at
-    Keras' 1e-7. On a new MiT-B0's first adapter (median 5e-8, `mu` left out) the first
-    20 steps came to 2.1 and 7.3 times less.
+    The steps are those of PyTorch's AdamW except where gradients are tiny, since Keras
+    adds epsilon without PyTorch's bias correction: for gradients of 1e-7 the first step
+    is 3.8 times smaller than PyTorch's at our default epsilon, 1e-8, and 30 times at
+    Keras' 1e-7. On the first adapter of a new MiT-B0 (median gradient 5e-8, without
+    `mu`) the first 20 steps were 2.1 and 7.3 times smaller in total.
 
     Args:
         model: A `Segmenter`.
-        steps: Batches to train on, all epochs together.
-        learning_rate: Highest rate, the backbone's.
-        weight_decay: Decay of kernels and matrices; times the rate of their group.
-        adapter_multiplier: Factor on the rate of the adapters.
-        head_multiplier: Factor on the rate of the decode head.
-        multipliers: Dict from a regular expression to a factor on the rate, in place of
-            the factor of the role. It is searched for in the name of the layer and in
-            the path of the weight.
-        warmup_steps: Batches until the highest rate.
-        layer_decay: For a ConvNeXt of `keras.applications`: factor on the rate from one
-            stage to the one before, such as 0.9.
-        **kwargs: Options of `keras.optimizers.AdamW` that each group is given: betas,
-            epsilon, clipping, moving averages, accumulation of gradients. With
-            `global_clipnorm` each group is clipped by its own norm. With
+        steps: Integer. Batches to train on, over all epochs.
+        learning_rate: Number above 0. Highest rate of the backbone. Defaults to `6e-5`.
+        weight_decay: Number of at least 0. Decay of kernels and matrices; it is
+            multiplied by the rate of the group. Defaults to `0.01`.
+        adapter_multiplier: Number above 0. Factor on the rate of the adapters. Defaults
+            to `7.0`.
+        head_multiplier: Number above 0. Factor on the rate of the decode head. Defaults
+            to `10.0`.
+        multipliers: Dict from regular expressions to factors on the rate, which replace
+            the factor of the role. An expression is searched for in the name of the
+            layer and in the path of the weight. Defaults to `None`.
+        warmup_steps: Integer. Batches until the highest rate. Defaults to `1500`.
+        layer_decay: Number in (0, 1), for a ConvNeXt of `keras.applications` only.
+            Factor on the rate from one stage to the one before. Defaults to `None`.
+        **kwargs: Options of `keras.optimizers.Adam` for each group: betas, epsilon,
+            clipping, moving averages, accumulation of gradients. With `global_clipnorm`
+            each group is clipped by the norm of its gradients. With
             `gradient_accumulation_steps` the schedule still counts batches.
 
     Returns:
-        A `keras.optimizers.MultiOptimizer`, for `model.compile`. It has no
-        `learning_rate`: each of its `optimizers`, one a group, has.
+        A `keras.optimizers.MultiOptimizer` for `model.compile`. It has `optimizers`,
+        one per group, and these have a `learning_rate`; it has none itself.
 
     Raises:
-        TypeError: If `model` is no `Segmenter`, or an option is none of these.
-        ValueError: If an argument is out of range, nothing is trainable, a pattern of
-            `multipliers` fits no weight or two of them fit one, or `layer_decay` is
-            given and the backbone is no ConvNeXt.
+        TypeError: If `model` is not a `Segmenter`, or if `name` or `loss_scale_factor`
+            is given.
+        ValueError: If an argument is out of range, if nothing is trainable, if a
+            pattern of `multipliers` matches no weight or two of them match one, if
+            `layer_decay` is given and the backbone is not a ConvNeXt, or if Keras does
+            not know an option.
 
     Example:
 
@@ -101,14 +91,26 @@ def paper_optimizer(
 
     Source: paper, section 5.
     """
-    _check_arguments(
-        model,
-        kwargs,
-        weight_decay=weight_decay,
-        learning_rate=learning_rate,
-        adapter_multiplier=adapter_multiplier,
-        head_multiplier=head_multiplier,
-    )
+    check_segmenter(model, "paper_optimizer")
+    if not model.trainable_variables:
+        raise ValueError(
+            "`model` must have trainable weights. Set `trainable = True` on what is to "
+            f"learn before calling paper_optimizer. Received: model='{model.name}'"
+        )
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
+        raise ValueError(
+            "`weight_decay` must be a number of at least 0 and finite. Received: "
+            f"weight_decay={weight_decay!r}"
+        )
+    check_positive("learning_rate", learning_rate)
+    check_positive("adapter_multiplier", adapter_multiplier)
+    check_positive("head_multiplier", head_multiplier)
+    if "loss_scale_factor" in kwargs:  # MultiOptimizer would drop it.
+        raise TypeError(
+            "`loss_scale_factor` can't be set for a group. Put the result into a "
+            "keras.optimizers.LossScaleOptimizer. Received: "
+            f"loss_scale_factor={kwargs['loss_scale_factor']}"
+        )
     factors = _factors_by_role(model, adapter_multiplier, head_multiplier, layer_decay)
     factors.update(_factors_by_pattern(model, multipliers or {}))
     spared = _spared_from_decay(model)
@@ -119,9 +121,10 @@ def paper_optimizer(
     distinct = list(dict.fromkeys(kinds))
 
     def group(factor, decays):
-        return keras.optimizers.Adam(  # AdamW is this with a decay that is never None
+        # This is AdamW; Keras' class of that name does not take a decay of None.
+        return keras.optimizers.Adam(
             WarmupPoly(factor * learning_rate, steps, warmup_steps),
-            # An exclusion for each weight instead of None fails on PyTorch.
+            # Excluding each weight from the decay instead would fail on PyTorch.
             weight_decay=weight_decay if decays else None,
             name=f"rate_x{factor:g}" + ("" if decays else "_no_decay"),
             **{"epsilon": 1e-8, **kwargs},
@@ -132,30 +135,8 @@ def paper_optimizer(
     )
 
 
-def _check_arguments(model, options, weight_decay, **rates):
-    check_segmenter(model, "paper_optimizer")
-    if not model.trainable_variables:
-        raise ValueError(
-            f"'{model.name}' has no trainable weights. Set `trainable = True` on what "
-            "is to learn before calling paper_optimizer."
-        )
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise TypeError(
-            f"paper_optimizer has no argument {unknown}. Beside its own it takes these "
-            f"of Keras: {', '.join(OPTIONS)}."
-        )
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
-        raise ValueError(
-            "`weight_decay` must be a number of at least 0 and finite. Received: "
-            f"weight_decay={weight_decay!r}"
-        )
-    for name, value in rates.items():
-        check_positive(name, value)
-
-
 def _factors_by_role(model, adapter_multiplier, head_multiplier, layer_decay):
-    """Factor on the rate by the id of each weight."""
+    """Return the factor on the rate by the id of each trainable weight."""
     of_layer = {} if layer_decay is None else _stage_decay(model, layer_decay)
     of_layer.update({id(adapter): adapter_multiplier for adapter in model.adapters})
     of_layer[id(model.head)] = head_multiplier
@@ -166,12 +147,12 @@ def _factors_by_role(model, adapter_multiplier, head_multiplier, layer_decay):
 
 
 def _trainable_weights(model):
-    """Pairs of a layer and a trainable weight in it."""
+    """Return pairs of a layer and a trainable weight in it."""
     return [(layer, v) for layer in model.layers for v in layer.weights if v.trainable]
 
 
 def _stage_decay(model, layer_decay):
-    """Factor on the rate by the id of each layer of a ConvNeXt's stages."""
+    """Return the factor on the rate by the id of each layer of a ConvNeXt's stages."""
     if not isinstance(layer_decay, Real) or not 0 < layer_decay < 1:
         raise ValueError(
             f"`layer_decay` must be in (0, 1). Received: layer_decay={layer_decay!r}"
@@ -187,35 +168,34 @@ def _stage_decay(model, layer_decay):
             stage_of[id(layer)] = 0
     if set(stage_of.values()) != {0, 1, 2, 3, 4}:
         raise ValueError(
-            "`layer_decay` is for a ConvNeXt of keras.applications with its own names "
-            "of layers, '..._stem', '..._stage_0_block_0_...' and so on. The backbone "
-            f"'{model.backbone.name}' has no such layers: leave `layer_decay` out, or "
-            "give factors by name with `multipliers`."
+            "`layer_decay` needs a ConvNeXt of keras.applications, whose layers are "
+            "named '..._stem', '..._stage_0_block_0_...' and so on. For other "
+            "backbones pass factors by name as `multipliers`. Received: "
+            f"layer_decay={layer_decay} for the backbone '{model.backbone.name}'"
         )
-    # Three blocks of stage 3 count as one layer: 9 blocks give 7, 27 give 13.
+    # Three blocks of stage 3 count as one layer: 9 blocks give depth 7, 27 give 13.
     depth = len(blocks_of_third) // 3 + 4
     return {layer: layer_decay ** (depth - stage) for layer, stage in stage_of.items()}
 
 
 def _factors_by_pattern(model, multipliers):
-    """The user's factors by the id of each weight that a pattern fits."""
-    factors, fitted = {}, {}
+    """Return the user's factors by the id of each weight that a pattern matches."""
+    matched = {}
     for pattern, factor in multipliers.items():
         check_positive(f"multipliers[{pattern!r}]", factor)
-        fits = _weights_that_fit(model, pattern)
-        for path, variable in fits:
-            if variable in fitted:
+        for v in _matching_weights(model, pattern):
+            if id(v) in matched:
                 raise ValueError(
-                    f"Two patterns of `multipliers` fit the weight '{path}': "
-                    f"{fitted[variable]!r} and {pattern!r}. Make one of them narrower."
+                    "Each weight must match at most one pattern of `multipliers`. Make "
+                    f"one of them narrower. Received: {matched[id(v)]!r} and "
+                    f"{pattern!r}, which both match the weight '{v.path}'"
                 )
-            fitted[variable] = pattern
-            factors[variable] = float(factor)
-    return factors
+            matched[id(v)] = pattern
+    return {key: float(multipliers[pattern]) for key, pattern in matched.items()}
 
 
-def _weights_that_fit(model, pattern):
-    """Path and id of the weights that a regular expression fits."""
+def _matching_weights(model, pattern):
+    """Return the trainable weights that a regular expression matches."""
     try:
         search = re.compile(pattern).search
     except (re.error, TypeError) as error:
@@ -223,21 +203,22 @@ def _weights_that_fit(model, pattern):
             "The keys of `multipliers` must be regular expressions. Received: "
             f"{pattern!r} ({error})"
         ) from error
-    fits = [
-        (v.path, id(v))
+    weights = [
+        v
         for layer, v in _trainable_weights(model)
         if search(layer.name) or search(v.path)
     ]
-    if not fits:
+    if not weights:
         raise ValueError(
-            f"The pattern {pattern!r} of `multipliers` fits no layer's name and no "
-            "trainable weight's path. See [v.path for v in model.trainable_variables]."
+            "Each pattern of `multipliers` must match the name of a layer or the path "
+            "of a trainable weight. See [v.path for v in model.trainable_variables]. "
+            f"Received: {pattern!r}"
         )
-    return fits
+    return weights
 
 
 def _spared_from_decay(model):
-    """Ids of all vectors and of MiT's position convolutions."""
+    """Return the ids of all vectors and of MiT's position convolutions."""
     spared = {id(v) for v in model.trainable_variables if len(v.shape) < 2}
     for layer in model.layers:
         if isinstance(layer, MixFFN):

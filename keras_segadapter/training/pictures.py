@@ -4,48 +4,50 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import ops
-from PIL import Image, ImageOps
+from keras import layers, ops
 
-from keras_segadapter.layers.resize import ResizeLike
-from keras_segadapter.validation import check_integer
+from keras_segadapter.data.reading import read_image
 from keras_segadapter.graph.stages import stage_keys
-from keras_segadapter.inference.predict import check_input, deepest_stride, fitted
+from keras_segadapter.inference.predict import check_input, fitted
+from keras_segadapter.layers import ResizeLike
+from keras_segadapter.validation import check_integer, check_segmenter
 from keras_segadapter.visualization import colorize, panels
 
 
 class TrainingPictures(keras.callbacks.Callback):
-    """Writes pictures of a few images, a row each, after each epoch.
+    """Callback that writes pictures of a few images, one row each, after each epoch.
 
-    `epoch_0007.png`: image, truth, prediction and, of a model with adapters, the coarse
-    map (the argmax of the auxiliary output, with `aux="sum"`) and each stage's side
-    output (the argmax of its adapter's scores S). `epoch_0007_features.png`: of each
-    stage the features X before the adapter and Y behind it, as the mean of their
-    absolute values over the channels, each map from its least (black) to its largest
-    value (yellow). All is shown in the pixels of its stage.
+    `epoch_0007.png` shows the image, the truth and the prediction; of a model with
+    adapters also the coarse map (argmax of the auxiliary output, with `aux="sum"`) and
+    the side output of each stage (argmax of its adapter's scores S).
+    `epoch_0007_features.png` shows the features of each stage, X before the adapter and
+    Y behind it: the mean of their absolute values over the channels, each map from its
+    smallest to its largest value in matplotlib's colormap "inferno", black to yellow.
+    Every map shows the pixels of its stage.
 
-    Training goes on as it would without: weights, random numbers and the optimizer are
-    not touched.
+    Training is not affected: weights, random numbers and the optimizer stay as they
+    would be without the callback.
 
     Args:
-        images: RGB images, uint8 of shape `(N, height, width, 3)`: the first ones of
-            the validation set, 1 to 8 or so.
-        masks: Their class ids, integers of shape `(N, height, width)`.
-        folder: Where to write the PNG files.
-        every: Number of epochs from one picture to the next. The last epoch has one.
-        colors: RGB colors, uint8 of shape `(num_classes, 3)`: a dataset's `.colors`. By
-            default those of `visualization.palette`.
-        tensorboard: Folder of TensorBoard's, where the pictures go too, at the step of
-            Keras' own `TensorBoard` (epochs from 0). TensorFlow writes it, on any
-            backend: install `keras-segadapter[tensorboard]`. Beside JAX or PyTorch on a
+        images: RGB images, uint8 `(N, H, W, 3)`: about 1 to 8, such as the first ones
+            of the validation set.
+        masks: Integer class ids `(N, H, W)`.
+        folder: Path of the folder for the PNG files.
+        every: Integer. Number of epochs from one picture to the next; the last epoch
+            always has one. Defaults to `1`.
+        colors: RGB colors, uint8 `(num_classes, 3)`, such as a dataset's `.colors`.
+            Defaults to those of `visualization.palette`.
+        tensorboard: Path of a log folder of TensorBoard, to which the pictures are
+            written too, at the steps of Keras' `TensorBoard` (epochs from 0). It needs
+            `keras-segadapter[tensorboard]`, on any backend. Beside JAX or PyTorch on a
             GPU, call `tf.config.set_visible_devices([], "GPU")` first, or TensorFlow
-            takes its memory.
+            takes its memory. Defaults to `None`.
 
     Raises:
-        ImportError: If `tensorboard` is asked for and not installed.
-        TypeError: When the training begins, if the model is no `Segmenter`.
-        ValueError: If an argument is not as described or, when the training begins,
-            does not fit the model.
+        ImportError: If `tensorboard` is given and not installed.
+        TypeError: If the model is not a `Segmenter`, when training begins.
+        ValueError: If an argument is not as described or, when training begins, does
+            not fit the model.
 
     Example:
 
@@ -64,7 +66,7 @@ class TrainingPictures(keras.callbacks.Callback):
     # pictures/epoch_0001.png, pictures/epoch_0001_features.png
     ```
 
-    Source: the paper's figure 5 shows such features.
+    Source: paper, figure 5, shows such features.
     """
 
     def __init__(self, images, masks, folder, every=1, colors=None, tensorboard=None):
@@ -77,9 +79,10 @@ class TrainingPictures(keras.callbacks.Callback):
             or not self.masks.size
         ):
             raise ValueError(
-                "TrainingPictures takes images, uint8 (N, height, width, 3), and masks "
-                "(N, height, width) of the same size. Received: images "
-                f"{self.images.dtype} {self.images.shape}, masks {self.masks.shape}"
+                "`images` must be uint8 (N, height, width, 3), and `masks` (N, height, "
+                "width) of the same size. Received: images of dtype "
+                f"{self.images.dtype} and shape {self.images.shape}, masks of shape "
+                f"{self.masks.shape}"
             )
         self.truths = [colorize(mask, 255, colors) for mask in self.masks]
         self.colors = colors
@@ -87,26 +90,25 @@ class TrainingPictures(keras.callbacks.Callback):
         self.every = check_integer("every", every)
         self.tensorboard = tensorboard
         if tensorboard is not None:
-            _summary()  # before work is lost
+            _summary()  # It raises before work is lost.
 
     def on_train_begin(self, logs=None):
-        stride = deepest_stride(self.model)
+        check_segmenter(self.model, "TrainingPictures")
         check_input(self.model, self.images)
-        size = self.images.shape[1:3]
-        self._inputs = fitted(self.model, self.images, stride)  # (N, h, w, 3)
+        self._inputs = fitted(self.model, self.images)  # (N, h, w, 3)
         resized = None not in self.model.input_shape[1:3]
-        self._covered = size if resized else self._inputs.shape[1:3]
+        self._covered = (self.images if resized else self._inputs).shape[1:3]
         self._views = _views(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every and epoch + 1 != self.params["epochs"]:
             return
-        # Not `predict`: its DataLoader would draw from torch's random numbers.
+        # On torch, `predict` would draw a random number for its DataLoader.
         seen = self._views.predict_on_batch(self._inputs)
         columns = {"image": self.images, "truth": self.truths}
         features = {"image": self.images}
-        for title in self._views.output:  # `seen` is in an order of the backend's own
+        for title in self._views.output:  # JAX returns `seen` in another order.
             maps = self._at_image_size(seen[title])  # (N, height, width)
             if title[0] in "XY":
                 features[title] = [_heat(values) for values in maps]
@@ -121,10 +123,10 @@ class TrainingPictures(keras.callbacks.Callback):
             summary = _summary()
             with summary.create_file_writer(str(self.tensorboard)).as_default(epoch):
                 for tag, path in paths.items():
-                    summary.image(tag, np.asarray(Image.open(path))[None])
+                    summary.image(tag, read_image(path)[None])
 
     def _at_image_size(self, maps):
-        """The nearest pixel of maps `(N, h, w)` for each pixel of the images."""
+        """Return the nearest pixel of maps `(N, h, w)` for each pixel of the images."""
         rows, columns = (
             np.arange(side) * length // covered
             for side, length, covered in zip(
@@ -139,46 +141,56 @@ class TrainingPictures(keras.callbacks.Callback):
 
 
 def _views(model):
-    """Return a model on the layers of a segmenter, from images to what is shown."""
+    """Return a model from images to what is shown, by title."""
     keys = stage_keys(model.stages)
+    views = {}
+
+    def view(title, function, maps):
+        # Operations without a layer's name could clash with those of a graph that was
+        # loaded from a file.
+        name = f"view_{title}".replace(" ", "_")
+        views[title] = layers.Lambda(function, dtype="float32", name=name)(maps)
+
+    def labels(scores):
+        return ops.argmax(scores, axis=-1)  # (B, h, w)
+
+    def sizes(features):
+        return ops.mean(ops.abs(features), axis=-1)  # (B, h, w)
+
+    view("prediction", labels, model.for_inference().output)
+    if "aux" in model.output:
+        resize = ResizeLike(dtype="float32", name="view_resize")
+        view("coarse map", labels, resize([model.output["aux"], *model.inputs]))
     scoring = [
         key
         for key, adapter in zip(keys, model.adapters, strict=False)  # or no adapters
         if adapter.return_scores
     ]
-    scores = {"prediction": model.for_inference().output}
-    if "aux" in model.output:
-        image = keras.tree.flatten(model.input)
-        scores["coarse map"] = ResizeLike(dtype="float32")([model.output["aux"], *image])
-    for key, side in zip(scoring, model.features["scores"], strict=True):
-        scores[f"side {key}"] = side
-    views = {title: ops.argmax(value, axis=-1) for title, value in scores.items()}
+    for key, scores in zip(scoring, model.features["scores"], strict=True):
+        view(f"side {key}", labels, scores)
     for index, key in enumerate(keys):
-        shown = {"X": "inputs", "Y": "outputs"} if model.adapters else {"X": "inputs"}
-        for letter, name in shown.items():
-            maps = model.features[name][index]  # (B, h, w, C)
-            sizes = ops.abs(ops.cast(maps, "float32"))
-            views[f"{letter} {key}"] = ops.mean(sizes, axis=-1)  # (B, h, w)
+        view(f"X {key}", sizes, model.features["inputs"][index])
+        if model.adapters:
+            view(f"Y {key}", sizes, model.features["outputs"][index])
     return keras.Model(model.input, views)
 
 
 def _heat(values):
-    """Paint values `(height, width)` from black over red to yellow, uint8 RGB."""
-    values = np.where(np.isfinite(values), values, 0)  # of a training that broke
-    least, most = values.min(), values.max()
-    shades = (values - least) / (most - least if most > least else 1)
-    shades = Image.fromarray(np.round(255 * shades).astype("uint8"))
-    return np.asarray(ImageOps.colorize(shades, "black", "yellow", mid="red"))
+    """Paint values `(H, W)` from their least to their largest one, as uint8 RGB."""
+    from matplotlib.cm import ScalarMappable
+
+    values = np.where(np.isfinite(values), values, 0)  # A training may have diverged.
+    return ScalarMappable(cmap="inferno").to_rgba(values, bytes=True)[..., :3]
 
 
 def _summary():
-    """TensorFlow's writer of TensorBoard's files, which works beside any backend."""
+    """Return TensorFlow's writer of TensorBoard's files, which needs no backend."""
     try:
         import tensorboard  # noqa: F401
         from tensorflow import summary
     except ImportError as error:
         raise ImportError(
-            "Pictures for TensorBoard need it and TensorFlow. Install them: pip "
-            "install keras-segadapter[tensorboard]"
+            "Pictures for TensorBoard need the packages tensorboard and tensorflow. "
+            "Install them with: pip install keras-segadapter[tensorboard]"
         ) from error
     return summary

@@ -1,4 +1,4 @@
-"""The state of a training on disk, so that one that was killed goes on."""
+"""Backups of a training on disk, so that it can resume after a kill."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from keras_segadapter.data.epochs import ShuffledArrays, count_epochs
 
 
 def prepare_fit(model, given, folder):
-    """Make arguments of `Segmenter.fit` fit masks, epochs that count, and a backup.
+    """Prepare the arguments of `Segmenter.fit`, and restore the model from a backup.
 
     Args:
-        model: The segmenter.
-        given: Dict of the arguments of `keras.Model.fit`; changed in place.
-        folder: Folder of the backup, or None.
+        model: A `Segmenter`.
+        given: Dict of the arguments of `keras.Model.fit`, which is changed in place.
+        folder: Path of the backup's folder, or None for no backup.
 
     Returns:
         The `Backup`, or None without a folder.
 
     Raises:
-        ValueError: If `class_weight` is given, or `validation_split` with a backup, or
-            if the backup can't be loaded.
+        ValueError: If `class_weight` is given, if `validation_split` is given with a
+            backup, or if the backup can't be loaded.
     """
     if given.get("class_weight") is not None:
         raise ValueError(
@@ -43,8 +43,8 @@ def prepare_fit(model, given, folder):
         start = backup.restore(model) or given.get("initial_epoch", 0)
         given["initial_epoch"] = start
         if hasattr(given["x"], "epoch"):
-            given["x"].epoch = start  # whatever it was in a fit that stopped
-        callbacks.append(backup)  # last: what the others change counts
+            given["x"].epoch = start  # A fit that stopped may have left another.
+        callbacks.append(backup)  # It is last, to save what the others change.
     if hasattr(given["x"], "epoch"):
         callbacks.insert(0, count_epochs(given["x"]))
     given["callbacks"] = callbacks
@@ -52,31 +52,34 @@ def prepare_fit(model, given, folder):
 
 
 def _count_arrays(given):
-    """Replace arrays by a dataset with an `epoch`, which takes what it needs."""
+    """Replace arrays by a dataset with an `epoch`, and the arguments that it takes."""
     if given.get("validation_split"):
         raise ValueError(
-            "`validation_split` does not go with `backup`. Divide the arrays and pass "
-            "`validation_data`. Received: "
+            "`validation_split` can't be used with `backup`. Split the arrays and pass "
+            "`validation_data` instead. Received: "
             f"validation_split={given['validation_split']}"
         )
     size = given.pop("batch_size", None) or 32
     given.setdefault("validation_batch_size", size)
     arrays = [given["x"], given.pop("y"), given.pop("sample_weight", None)]
     shuffle, given["shuffle"] = given.get("shuffle", True), False
-    # The same in each process that sets the same seed.
+    # Every process that sets the same seed draws the same number.
     seed = np.random.randint(2**31)
     arrays = tuple(array for array in arrays if array is not None)
     given["x"] = ShuffledArrays(arrays, size, shuffle, seed)
 
 
 class Backup(keras.callbacks.Callback):
-    """Keeps the state of a model's training after each epoch, for `Segmenter.fit`.
+    """Callback that writes the state of a training after each epoch.
 
-    `epoch_0007.weights.h5` holds the weights and the optimizer after seven epochs;
-    `state.json` its name, the history and the states of dropout's random numbers.
+    `epoch_0007.weights.h5` holds the weights and the optimizer after seven epochs, and
+    `state.json` the name of that file, the history and the random states of dropout.
 
-    Keras' BackupAndRestore writes the weights over the old ones and the epoch's number
-    after them: a kill in between leaves a torn file, or trains an epoch twice.
+    Keras' `BackupAndRestore` overwrites the weights and then the epoch's number: a kill
+    in between leaves a damaged file, or an epoch is trained twice.
+
+    Args:
+        folder: Path of a folder for this training alone.
     """
 
     def __init__(self, folder):
@@ -85,11 +88,15 @@ class Backup(keras.callbacks.Callback):
         self.epochs, self.history = [], {}
 
     def restore(self, model):
-        """Load the state, if there is one; return how many epochs it has behind it."""
+        """Load the state, if there is one, and return its number of epochs.
+
+        Raises:
+            ValueError: If the folder is a file, or if the state can't be loaded.
+        """
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
-                f"`backup` must be a folder, but {self.folder} is a file. Pass the "
-                "path of a folder for this training alone."
+                "`backup` must be the path of a folder for this training alone. "
+                f"Received: backup={self.folder}, which is a file"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "state.json"
@@ -98,15 +105,16 @@ class Backup(keras.callbacks.Callback):
         try:
             state = json.loads(path.read_text())
             with warnings.catch_warnings():
-                # Keras only warns where another optimizer's state does not fit.
+                # Keras only warns if the optimizer's state does not fit.
                 warnings.simplefilter("error")
                 model.load_weights(self.folder / state["weights"])
             for variable, value in zip(_seeds(model), state["seeds"], strict=True):
                 variable.assign(np.array(value, variable.dtype))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"The backup in {self.folder} cannot be loaded: {error}\nPass the "
-                "model and optimizer of the training that wrote it, or another folder."
+                f"The backup can't be loaded: {error}\nPass another folder, or the "
+                "model and optimizer of the training that wrote it. Received: "
+                f"backup={self.folder}"
             ) from error
         self.epochs, self.history = state["epochs"], state["history"]
         return self.epochs[-1] + 1
@@ -126,7 +134,7 @@ class Backup(keras.callbacks.Callback):
                 for variable in _seeds(self.model)
             ],
         }
-        # Until the new file has its name, which takes no time, the old state holds.
+        # The old state stays valid until the new file takes its name, in one step.
         written = self.folder / "state.json.new"
         written.write_text(json.dumps(state))
         os.replace(written, self.folder / "state.json")
@@ -136,6 +144,6 @@ class Backup(keras.callbacks.Callback):
 
 
 def _seeds(model):
-    """States of the SeedGenerators, which Keras leaves out of a file of weights."""
+    """Return the states of SeedGenerators, which a file of weights does not hold."""
     weights = {id(variable) for variable in model.weights}
     return list({id(v): v for v in model.variables if id(v) not in weights}.values())

@@ -5,22 +5,22 @@ from keras import ops
 
 from keras_segadapter.validation import check_integer, check_positive
 
-WARMUP_START = 1e-6  # of the rate
+WARMUP_START = 1e-6  # As a share of the highest rate.
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class WarmupPoly(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that rises in a line, then falls in a line to 0.
+    """A learning rate that rises linearly, then falls linearly to 0.
 
     Args:
-        learning_rate: Highest rate, reached at `warmup_steps`. The first step has a
-            millionth of it.
-        steps: Step at which the rate is 0.
-        warmup_steps: Steps of the rise; 0 for none.
+        learning_rate: Number above 0. Highest rate, reached at `warmup_steps`. The
+            first step has a millionth of it.
+        steps: Integer of at least 1. Step at which the rate is 0.
+        warmup_steps: Integer of at least 0 and below `steps`. Number of steps of the
+            rise. Defaults to `1500`.
 
     Raises:
-        ValueError: If the rate is not above 0 and finite, or `warmup_steps` is not in
-            0 .. steps - 1.
+        ValueError: If an argument is not as described.
 
     Example:
 
@@ -33,7 +33,7 @@ class WarmupPoly(keras.optimizers.schedules.LearningRateSchedule):
     Source: paper, section 5: poly of power 1.
     """
 
-    # Of Keras' own schedules only CosineDecay warms up, and it cannot fall in a line.
+    # Of Keras' schedules, only CosineDecay warms up, and it does not fall linearly.
 
     def __init__(self, learning_rate, steps, warmup_steps=1500):
         self.learning_rate = check_positive("learning_rate", learning_rate)
@@ -42,8 +42,8 @@ class WarmupPoly(keras.optimizers.schedules.LearningRateSchedule):
         if warmup_steps >= steps:
             raise ValueError(
                 "`warmup_steps` must be below `steps`, the batches of all epochs "
-                f"together. Received: warmup_steps={warmup_steps}, steps={steps}. For "
-                "a short training give fewer, such as a tenth of the steps, or 0."
+                "together. For a short training pass a tenth of the steps, or 0. "
+                f"Received: warmup_steps={warmup_steps}, steps={steps}"
             )
 
     def __call__(self, step):

@@ -1,0 +1,300 @@
+"""TrainingPictures: they show what the model does, and do not affect training."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import matplotlib
+import numpy as np
+import pytest
+from numpy_method import seg_adapter, set_random_weights
+from PIL import Image
+
+import keras_segadapter as ksa
+from keras_segadapter.training import pictures
+from keras_segadapter.visualization import colorize
+
+K = 3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (2, 20, 28, 3), "uint8")  # no multiple of the stride 8
+MASKS = RNG.integers(0, K, (2, 20, 28), "uint8")
+MASKS[0, 0] = 255
+
+
+def look(callback, model, *epochs, last=9):
+    callback.set_model(model)
+    callback.set_params({"epochs": last})
+    callback.on_train_begin()
+    for epoch in epochs:
+        callback.on_epoch_end(epoch)
+
+
+@pytest.fixture
+def sheets(monkeypatch):
+    """Record what `panels` is given: dict of `{title: pictures}` by file name."""
+    written = {}
+
+    def panels(rows, titles, path):
+        columns = zip(*rows, strict=True)
+        written[path.name] = dict(zip(titles, columns, strict=True))
+
+    monkeypatch.setattr(pictures, "panels", panels)
+    return written
+
+
+def heat(values):
+    """Paint values in the colormap "inferno", from the least to the largest one."""
+    shares = (values - values.min()) / np.ptp(values)
+    return matplotlib.colormaps["inferno"](shares, bytes=True)[..., :3]
+
+
+def nearest(maps, stride):
+    """Enlarge maps `(N, h, w)` to the size of the images."""
+    return maps.repeat(stride, axis=1).repeat(stride, axis=2)[:, :20, :28]
+
+
+# Meaning
+
+
+def test_each_picture_shows_what_its_title_says(tiny_backbone, tmp_path, sheets):
+    backbone = tiny_backbone()
+    model = ksa.build_segmenter(backbone, K)
+    for layer in model.layers:
+        set_random_weights(layer)
+    colors = RNG.integers(0, 256, (K, 3), "uint8")
+    callback = ksa.TrainingPictures(IMAGES, MASKS, tmp_path, every=5, colors=colors)
+    look(callback, model, *range(7), last=7)
+    assert list(sheets) == [
+        "epoch_0005.png",
+        "epoch_0005_features.png",
+        "epoch_0007.png",
+        "epoch_0007_features.png",
+    ]
+
+    # The stages by hand: the parts of the backbone, and between them the adapters in
+    # NumPy.
+    padded = np.pad(IMAGES, ((0, 0), (0, 4), (0, 4), (0, 0)), "edge").astype("float32")
+    by_name = {operation.name: operation for operation in backbone.operations}
+    first, second = (by_name[stage.name].output for stage in model.stages)
+    parts = keras.Model(backbone.input, first), keras.Model(first, second)
+    prepared = keras.ops.convert_to_numpy(model.preprocessing(padded))
+    adapters = [model.get_layer("adapter_s4"), model.get_layer("adapter_s8")]
+    x1 = keras.ops.convert_to_numpy(parts[0](prepared))
+    y1, s1 = seg_adapter(adapters[0], x1)
+    x2 = keras.ops.convert_to_numpy(parts[1](y1.astype("float32")))
+    y2, s2 = seg_adapter(adapters[1], x2)
+    coarse = ksa.ResizeLike()([model(padded)["aux"], padded])
+    coarse = keras.ops.convert_to_numpy(coarse).argmax(-1)[:, :20, :28]
+
+    expected = {
+        "truth": MASKS,
+        "prediction": model.segment(IMAGES),
+        "coarse map": coarse,
+        "side s4": nearest(s1.argmax(-1), 4),
+        "side s8": nearest(s2.argmax(-1), 8),
+    }
+    sheet = sheets["epoch_0007.png"]
+    assert list(sheet) == ["image", *expected]
+    np.testing.assert_array_equal(sheet["image"], IMAGES)
+    for title, labels in expected.items():
+        painted = [colorize(one, colors=colors) for one in labels]
+        np.testing.assert_array_equal(sheet[title], painted, err_msg=title)
+
+    expected = {"X s4": (x1, 4), "Y s4": (y1, 4), "X s8": (x2, 8), "Y s8": (y2, 8)}
+    sheet = sheets["epoch_0007_features.png"]
+    assert list(sheet) == ["image", *expected]
+    np.testing.assert_array_equal(sheet["image"], IMAGES)
+    for title, (maps, stride) in expected.items():
+        painted = [heat(one) for one in nearest(np.abs(maps).mean(-1), stride)]
+        # Rounding may move a value to a neighboring color.
+        difference = np.abs(np.subtract(sheet[title], painted, dtype="int"))
+        assert difference.max() <= 8, title
+    # Adapted features differ from those before.
+    assert np.any(sheet["X s4"] != np.array(sheet["Y s4"]))
+
+
+@pytest.mark.parametrize(
+    "options, titles",
+    [
+        (dict(), "prediction, coarse map, side s4, side s8, X s4, Y s4, X s8, Y s8"),
+        (dict(aux=None), "prediction, side s4, side s8, X s4, Y s4, X s8, Y s8"),
+        (dict(aux="per_stage"), "prediction, side s4, side s8, X s4, Y s4, X s8, Y s8"),
+        (dict(adapters=False), "prediction, X s4, X s8"),
+        (
+            dict(
+                adapters=[ksa.SegAdapter(K, return_scores=i == 1) for i in range(2)],
+                aux=None,
+            ),
+            "prediction, side s8, X s4, Y s4, X s8, Y s8",
+        ),
+    ],
+    ids=["sum", "none", "per_stage", "no adapters", "one side output"],
+)
+def test_the_titles_depend_on_the_model(tiny_backbone, options, titles):
+    views = pictures._views(ksa.build_segmenter(tiny_backbone(), K, **options))
+    assert ", ".join(views.output) == titles
+    assert all(len(view.shape) == 3 for view in views.output.values())
+
+
+def test_tokens_are_shown_as_maps():
+    inputs = keras.Input((32, 48, 3))
+    x = keras.layers.Reshape((-1, 6))(keras.layers.Conv2D(6, 8, 8)(inputs))
+    x = x + keras.layers.Dense(6)(keras.layers.Dense(12, "relu")(x))
+    views = pictures._views(ksa.build_segmenter(keras.Model(inputs, x), K, taps=[x]))
+    for title in ("X s8", "Y s8", "side s8"):
+        assert views.output[title].shape == (None, 4, 6)
+
+
+def test_a_model_of_fixed_size(tiny_backbone, tmp_path, sheets):
+    model = ksa.build_segmenter(tiny_backbone((4,), (32, 32)), K, adapters=False)
+    look(ksa.TrainingPictures(IMAGES, MASKS, tmp_path), model, 0)
+    predicted = sheets["epoch_0001.png"]["prediction"][1]
+    resized = keras.ops.image.resize(
+        IMAGES.astype("float32"), (32, 32), data_format="channels_last"
+    )
+    labels = model.segment(keras.ops.convert_to_numpy(resized)[1])  # (32, 32)
+    rows, columns = np.arange(20) * 32 // 20, np.arange(28) * 32 // 28
+    expected = colorize(labels[rows[:, None], columns])
+    np.testing.assert_array_equal(predicted, expected)
+
+
+# Contract
+
+
+def test_training_is_not_affected_and_a_loaded_model_is_shown(tiny_backbone, tmp_path):
+    head = ksa.MLPHead(K, 4, dropout=0.5)
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, head=head, adapters=False)
+    model.compile(keras.optimizers.SGD(1e-2, momentum=0.9))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    callback = ksa.TrainingPictures(IMAGES, MASKS, tmp_path / "a/pictures")
+    states = []
+    for trained, callbacks in ((model, []), (loaded, [callback])):
+        keras.utils.set_random_seed(3)
+        generators = [v for v in trained.variables if "seed" in v.name]
+        assert generators
+        for generator in generators:
+            generator.assign([1, 2])
+        trained.fit(
+            IMAGES, MASKS, batch_size=1, epochs=2, verbose=0, callbacks=callbacks
+        )
+        variables = [*trained.variables, *trained.optimizer.variables]
+        states.append([keras.ops.convert_to_numpy(v) for v in variables])
+        states[-1].append(np.random.get_state()[1])
+    for one, other in zip(*states, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(list((tmp_path / "a/pictures").iterdir())) == 4
+
+
+def test_tensorboard_has_the_same_pictures(tiny_backbone, tmp_path):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator
+
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+    logs = tmp_path / "logs"
+    callback = ksa.TrainingPictures(IMAGES, MASKS, tmp_path, tensorboard=logs)
+    look(callback, model, 0, 1)
+    events = event_accumulator.EventAccumulator(str(logs), {"tensors": 0})
+    events.Reload()
+    for tag, ending in (("predictions", ""), ("features", "_features")):
+        tensors = events.Tensors(tag)
+        assert [event.step for event in tensors] == [0, 1]
+        _, _, png = tensors[1].tensor_proto.string_val
+        (tmp_path / "found.png").write_bytes(png)
+        found, written = (
+            np.asarray(Image.open(tmp_path / name).convert("RGB"))
+            for name in ("found.png", f"epoch_0002{ending}.png")
+        )
+        np.testing.assert_array_equal(found, written)
+
+
+# Edges
+
+
+def test_a_training_that_diverged_is_shown(tiny_backbone, tmp_path, sheets):
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+    model.get_layer("reduce_1").bias.assign([np.nan, np.inf, 0, 0])
+    look(ksa.TrainingPictures(IMAGES, MASKS, tmp_path), model, 0)
+    shown = sheets["epoch_0001_features.png"]["X s4"][0]
+    least = matplotlib.colormaps["inferno"](0.0, bytes=True)[:3]
+    np.testing.assert_array_equal(shown, np.broadcast_to(least, shown.shape))
+
+
+@pytest.mark.integration
+def test_a_graph_from_a_file_in_another_process(tmp_path):
+    # Operations without a name are numbered by process, so those of the file have the
+    # names that new ones would get.
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 4, 4)(inputs)
+    x = x + keras.ops.mean(keras.ops.abs(x), axis=-1, keepdims=True)
+    model = ksa.build_segmenter(keras.Model(inputs, x), K, taps=[x], adapters=False)
+    model.save(tmp_path / "model.keras")
+    code = (
+        "import keras, keras_segadapter\n"
+        "from keras_segadapter.training.pictures import _views\n"
+        "model = keras.models.load_model('model.keras')\n"
+        "print(*_views(model).output, sep=', ')"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed == "prediction, X s4\n"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        pytest.param(
+            dict(images=IMAGES / 1), "Received: images of dtype float64", id="float"
+        ),
+        pytest.param(
+            dict(images=IMAGES[:1]),
+            r"shape \(1, 20, 28, 3\), masks of shape \(2, 20, 28",
+            id="another number",
+        ),
+        pytest.param(
+            dict(images=IMAGES[0], masks=MASKS[0]),
+            "uint8 .N, height, width, 3.",
+            id="one image",
+        ),
+        pytest.param(
+            dict(images=IMAGES[:0], masks=MASKS[:0]), r"shape \(0, 20", id="none"
+        ),
+        pytest.param(
+            dict(masks=MASKS[..., None]), r"masks of shape \(2, 20, 28, 1\)", id="axis"
+        ),
+        pytest.param(dict(masks=MASKS / 1), "must be integer", id="float masks"),
+        pytest.param(
+            dict(every=0), "`every` must be an integer of at least 1", id="every"
+        ),
+        pytest.param(dict(colors=[[0, 0, 0]]), "`colors` must be .*uint8", id="colors"),
+    ],
+)
+def test_bad_arguments_raise(tmp_path, options, words):
+    options = dict(images=IMAGES, masks=MASKS, folder=tmp_path) | options
+    with pytest.raises(ValueError, match=words):
+        ksa.TrainingPictures(**options)
+
+
+def test_bad_models_raise(tiny_backbone, tmp_path):
+    callback = ksa.TrainingPictures(IMAGES, MASKS, tmp_path)
+    with pytest.raises(TypeError, match=r"TrainingPictures takes a .*\.Segmenter"):
+        look(callback, tiny_backbone())
+    inputs = keras.Input((None, None, 1))
+    backbone = keras.Model(inputs, keras.layers.Conv2D(2, 4, 4)(inputs))
+    model = ksa.build_segmenter(backbone, K, preprocessing=keras.layers.Identity())
+    with pytest.raises(ValueError, match=r"shape \(height, width, 1\)"):
+        look(callback, model)
+
+
+def test_missing_tensorboard_raises(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install keras-segadapter\[tensorboard"):
+        ksa.TrainingPictures(IMAGES, MASKS, tmp_path, tensorboard=tmp_path)
