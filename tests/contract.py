@@ -37,7 +37,7 @@ def check_layer(cls, arguments, shapes, equation, folder, wide=()):
 
 
 def check_config(cls, arguments, layer):
-    """The config holds every argument, is unchanged by build and gives a twin."""
+    """Check that the config is complete, not changed by `build`, and gives a twin."""
     unbuilt = cls(**arguments, name="layer", dtype="mixed_bfloat16")
     config = unbuilt.get_config()
     if "__init__" in vars(cls):
@@ -51,7 +51,7 @@ def check_config(cls, arguments, layer):
 
 
 def check_saving(layer, shapes, equation, path):
-    """Saved in a model of open height and width, it computes its equation at any."""
+    """Check that a loaded model of open size gives the equation at several sizes."""
     inputs = [
         keras.Input((*[None] * len(shape[1:-1]), shape[-1]))
         for shape in shapes(*SIZES[0])
@@ -61,11 +61,11 @@ def check_saving(layer, shapes, equation, path):
     assert type(model.get_layer("layer")) is type(layer)
     for size in SIZES:
         x = arrays(shapes(*size))
-        fixed = flatten(layer(symbolic(x)))  # by compute_output_shape
+        specs = flatten(layer(symbolic(x)))  # by compute_output_shape
         actual = flatten(model.predict(x, verbose=0))
         expected = flatten(equation(layer, *x))
         for value, reference, spec, open_spec in zip(
-            actual, expected, fixed, model.outputs, strict=True
+            actual, expected, specs, model.outputs, strict=True
         ):
             assert_close(value, reference, 1e-5)
             assert spec.shape == value.shape
@@ -73,7 +73,7 @@ def check_saving(layer, shapes, equation, path):
 
 
 def check_freezing(layer, shapes):
-    """Frozen, it comes back frozen from its config, and training changes nothing."""
+    """Check that a frozen layer comes back frozen, batch statistics included."""
     x = arrays(shapes(*SIZES[0]))
     inputs = symbolic(x)
     model = keras.Model(inputs, layer(inputs))
@@ -86,7 +86,7 @@ def check_freezing(layer, shapes):
 
 
 def check_low_precision(exact, low, shapes, dtype, wide):
-    """Half precision keeps float32 weights and gives nearly what float32 does."""
+    """Check that half precision has float32 weights and gives close outputs."""
     x = arrays(shapes(*SIZES[0]))
     actual, expected = flatten(low(single(x))), flatten(exact(single(x)))
     assert {*dtypes(low.weights)} <= {"float32"}
@@ -98,13 +98,15 @@ def check_low_precision(exact, low, shapes, dtype, wide):
 
 
 def arrays(shapes):
+    """Return one array per shape."""
     return [maps(*shape, seed=seed) for seed, shape in enumerate(shapes)]
 
 
 def symbolic(arrays):
+    """Return the symbolic input for arrays of these shapes."""
     return single([keras.Input(batch_shape=x.shape) for x in arrays])
 
 
 def single(values):
-    """Return the only value of a list, or the list: what a layer is called with."""
+    """Return a list as a layer takes it: the only value, or else the list."""
     return values[0] if len(values) == 1 else values

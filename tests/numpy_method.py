@@ -108,7 +108,7 @@ def layer_norm(layer, x):
 
 
 def seg_attention(layer, x):
-    """Equation 3."""
+    """Compute equation 3."""
     gate = layer_norm(
         layer.norm, linear(layer.pointwise, depthwise(layer.depthwise, x))
     )
@@ -116,7 +116,7 @@ def seg_attention(layer, x):
 
 
 def high_order_attention(layer, x):
-    """Equations 4 and 5."""
+    """Compute equations 4 and 5."""
     scores = linear(layer.classifier, x)
     return seg_attention(layer.visual, x) * seg_attention(
         layer.semantic, scores
@@ -124,7 +124,7 @@ def high_order_attention(layer, x):
 
 
 def seg_adapter(layer, x):
-    """Equation 6, once per block; with `normalize` HSA sees the norm of X."""
+    """Compute equation 6, once per block; with `normalize` HSA sees the norm of X."""
     for norm, attention, expansion, contraction, scale in zip(
         layer.norms,
         layer.attentions,
@@ -147,7 +147,7 @@ def batch_norm(layer, x):
 
 
 def mlp_head(layer, stages):
-    """Decode head of section 2: resize, concatenate, then project."""
+    """Compute the head of section 2: resize, concatenate, then project."""
     _, height, width, _ = stages[0].shape
     hidden = [
         resize(gelu(batch_norm(norm, x @ array(dense.kernel))), height, width)
@@ -158,7 +158,7 @@ def mlp_head(layer, stages):
 
 
 def efficient_self_attention(layer, x):
-    """SegFormer's attention: keys and values come from a smaller map."""
+    """Compute SegFormer's attention, with keys and values from a smaller map."""
     source = x
     if layer.reduction > 1:
         source = layer_norm(layer.norm, patch_convolution(layer.reduce, x))
@@ -177,6 +177,6 @@ def efficient_self_attention(layer, x):
 
 
 def mix_ffn(layer, x):
-    """SegFormer's feed-forward network."""
+    """Compute SegFormer's feed-forward network."""
     hidden = depthwise(layer.depthwise, linear(layer.expansion, x))
     return linear(layer.contraction, gelu(hidden))

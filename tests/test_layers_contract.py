@@ -1,4 +1,4 @@
-"""Every layer of the package keeps the contract of `contract.py`."""
+"""Every layer of the package fulfills the contract in `contract.py`."""
 
 import math
 
@@ -47,7 +47,7 @@ def adapted_map(layer, features):
 
 
 def adapted_tokens(layer, tokens, grid):
-    """Adapt the map that the last tokens make; leave the first two as they are."""
+    """Adapt the map that the last tokens make, but not the first two tokens."""
     adapted, scores = seg_adapter(layer, tokens_to_map(layer, tokens, grid))
     expected = tokens.astype("float64")
     expected[:, 2:] = adapted.reshape(expected[:, 2:].shape)
@@ -79,8 +79,7 @@ LAYERS = [
         kernel_size=3,
     ),
     adapter("map", kernel_size=3, ffn_ratio=2.5, scale_init=1e-4),
-    adapter("map, two blocks", num_blocks=2),
-    adapter("map, normalized", normalize=True),
+    adapter("map, two blocks", num_blocks=2, normalize=True),
     adapter("map, no scores", return_scores=False),
     adapter("tokens", num_blocks=2, normalize=True),
     adapter("tokens, no scores", return_scores=False),
