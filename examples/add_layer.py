@@ -1,9 +1,9 @@
-"""SegAdapter in a Keras model of your own, without the builder.
+"""SegAdapter in a Keras model of your own, without `build_segmenter`.
 
     python examples/add_layer.py
 
-Two stages, an adapter behind each. Hand the adapted features on to the next stage, and
-supervise the adapters' scores with an output of their own.
+The model has two stages with an adapter behind each. The adapted features go on to the
+next stage, and an output of the model supervises the adapters' scores.
 """
 
 import keras
@@ -25,7 +25,8 @@ resize = ksa.ResizeLike()
 coarse = layers.Add()([fine_scores, resize([deep_scores, fine_scores])])
 merged = layers.Concatenate()([fine, resize([deep, fine])])
 scores = layers.Conv2D(num_classes, 1)(merged)
-# The loss resizes the coarse scores to the mask; the mask itself is for use as well.
+# The loss resizes the coarse scores by itself. "mask" is resized here, so that the
+# trained model predicts at the size of the image.
 model = keras.Model(images, {"mask": resize([scores, images]), "coarse": coarse})
 
 loss = ksa.SegmentationCrossentropy()

@@ -1,13 +1,12 @@
-"""Export a saved model, to run without Keras.
+"""Export a saved model, so that it runs without Keras.
 
     python examples/export.py MODEL.keras OUT
 
-The ending of OUT chooses: .onnx, .tflite (LiteRT), .xml (OpenVINO) or none, a folder
-(TensorFlow's SavedModel). It takes images of any size, in multiples of the model's
-deepest stride, or of the one size --size H W: RGB in 0..255, float32 (B, H, W, 3). It
-gives logits (B, H, W, K), or class ids (B, H, W) with --labels. --int8 FOLDER makes it
-compute in 8 bits, fitted to the photos in FOLDER; a hundred are plenty. Then it is run
-in its own runtime and compared with Keras.
+The ending of OUT chooses the format: .onnx, .tflite (LiteRT), .xml (OpenVINO), or no
+ending for a folder with a TensorFlow SavedModel. The exported model takes RGB images in
+0..255, float32 (B, H, W, 3), whose height and width are any multiples of the model's
+deepest stride. It returns logits (B, H, W, K). After the export it is run in its own
+runtime and compared with Keras.
 """
 
 import argparse
@@ -28,25 +27,27 @@ BACKENDS |= {".xml": BACKENDS[".onnx"], "": "tensorflow, jax"}
 
 
 def export(model, out, size=(None, None), labels=False, photos=()):
-    """Write a Segmenter to `out`; as int8 where `photos` (1, H, W, 3) are given."""
+    """Write a Segmenter to `out`, as int8 if `photos` (1, H, W, 3) are given."""
     if out.suffix not in BACKENDS:
         raise ValueError(
             "OUT must end with .onnx, .tflite or .xml (OpenVINO), or have no ending "
-            f"(SavedModel). Received: {out}"
+            f"(SavedModel). Received: OUT={out}"
         )
     if BACKEND not in BACKENDS[out.suffix]:
         raise ValueError(
-            f"{out.suffix or 'A SavedModel'} can't be made on {BACKEND}. Set "
-            "KERAS_BACKEND=tensorflow: the same .keras file loads there."
+            f"This format can't be written on {BACKEND}. Set KERAS_BACKEND=tensorflow, "
+            f"where the same .keras file loads. Received: OUT={out}"
         )
     if (BACKEND, out.suffix) == ("torch", ".tflite") and (photos or None in size):
         raise ValueError(
             "On torch, LiteRT needs a fixed size and has no int8. Pass --size H W and "
-            "no --int8, or set KERAS_BACKEND=tensorflow: the same .keras file loads "
-            "there."
+            "no --int8, or set KERAS_BACKEND=tensorflow, where the same .keras file "
+            f"loads. Received: OUT={out}"
         )
     if photos and not out.suffix:
-        raise ValueError("A SavedModel has no int8. Leave --int8 out.")
+        raise ValueError(
+            f"A SavedModel has no int8. Leave --int8 out. Received: OUT={out}"
+        )
     if out.suffix == ".xml":
         import openvino
 
@@ -56,8 +57,8 @@ def export(model, out, size=(None, None), labels=False, photos=()):
             converted = openvino.convert_model(path)
         openvino.save_model(converted, out, compress_to_fp16=False)
         return
-    # Keras' argmax contains a bitcast, which tf2onnx, LiteRT and OpenVINO don't
-    # know; JAX's top_k is newer than TensorFlow 2.21.
+    # tf2onnx, LiteRT and OpenVINO do not support the bitcast in Keras' argmax, and
+    # TensorFlow 2.21 does not support JAX's top_k.
     argmax = (BACKEND, out.suffix) == ("jax", "")
     plain = model.for_inference(labels=labels and argmax)
     if labels and not argmax:
@@ -70,12 +71,12 @@ def export(model, out, size=(None, None), labels=False, photos=()):
     if out.suffix == ".onnx":
         write_onnx(plain, spec, out, deepest_stride(model))
         if photos:
-            quantise_onnx(out, photos)
+            quantize_onnx(out, photos)
         return
     options = {}
     if out.suffix:
         options["format"] = "litert"
-    elif BACKEND == "jax":  # it can't trace the gradient where sizes are open
+    elif BACKEND == "jax":  # which can't trace the gradient of open sizes
         options["jax2tf_kwargs"] = {"with_gradient": False}
     if photos:
         import tensorflow as tf
@@ -96,7 +97,7 @@ def write_onnx(plain, spec, out, stride):
         import torch
 
         shape, axes = spec.shape, None
-        if None in shape:  # Keras' own export can't leave it open
+        if None in shape:  # Keras' own export would make it fixed.
             sides = {1: "height", 2: "width"}
             axes = {axis: stride * torch.export.Dim(sides[axis]) for axis in sides}
             axes = (({0: torch.export.Dim("batch"), **axes},),)
@@ -108,18 +109,19 @@ def write_onnx(plain, spec, out, stride):
         if BACKEND == "jax" and None in spec.shape:
             raise ValueError(
                 "On JAX, ONNX needs a fixed size. Pass --size H W, or set "
-                "KERAS_BACKEND=tensorflow or torch: the same .keras file loads there."
+                "KERAS_BACKEND=tensorflow or torch, where the same .keras file loads. "
+                f"Received: OUT={out}"
             )
         if BACKEND == "tensorflow":
             teach_erfc()
         plain.export(out, format="onnx", input_signature=[spec], opset_version=18)
     file = onnx.load(out)
-    onnx.helper.set_model_props(file, {"stride": str(stride)})  # predict.py reads it
+    onnx.helper.set_model_props(file, {"stride": str(stride)})  # for predict.py
     onnx.save(file, out)
 
 
 def teach_erfc():
-    """TensorFlow 2.21 computes GELU with Erfc, which tf2onnx 1.17 doesn't know."""
+    """Teach tf2onnx 1.17 Erfc, with which TensorFlow 2.21 computes GELU."""
     from tf2onnx.handler import tf_op
 
     @tf_op("Erfc")
@@ -133,7 +135,7 @@ def teach_erfc():
             graph.make_node("Sub", [one, erf], outputs=node.output, **like)
 
 
-def quantise_onnx(path, photos):
+def quantize_onnx(path, photos):
     from onnxruntime import quantization
 
     feeds = iter([{"image": photo} for photo in photos])
@@ -147,7 +149,7 @@ def quantise_onnx(path, photos):
 
 
 def open_artifact(path):
-    """Function from images to what an exported file gives, in the file's runtime."""
+    """Return a function that runs an exported file in its runtime on images."""
     if path.suffix == ".onnx":
         import onnxruntime
 
@@ -156,7 +158,7 @@ def open_artifact(path):
     if path.suffix == ".xml":
         import openvino
 
-        # By itself, it computes in bfloat16 where the CPU can.
+        # By default OpenVINO computes in bfloat16 on CPUs that can.
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.compile_model(path, "CPU", exact)
         return lambda images: compiled(images)[0]
@@ -165,7 +167,7 @@ def open_artifact(path):
 
         interpreter = Interpreter(str(path), num_threads=os.cpu_count())
         runner = interpreter.get_signature_runner()
-        (name,) = runner.get_input_details()  # made on torch it is not "image"
+        (name,) = runner.get_input_details()  # "image" only on TensorFlow
         return lambda images: next(iter(runner(**{name: images}).values()))
     import tensorflow as tf
 
@@ -184,7 +186,10 @@ def load_photos(folder, size, stride):
                 height, width = (max(x // stride, 1) * stride for x in photo.size[::-1])
             photos.append(np.asarray(photo.resize((width, height)), "float32")[None])
     if not photos:
-        raise ValueError(f"There are no .jpg or .png photos in {folder}.")
+        raise ValueError(
+            "The folder must hold .jpg or .png photos, but there are none. Received: "
+            f"--int8 {folder}"
+        )
     return photos
 
 
@@ -192,11 +197,29 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--size", type=int, nargs=2, default=(None, None))
-    parser.add_argument("--labels", action="store_true", help="give class ids")
-    parser.add_argument("--int8", type=Path, metavar="FOLDER", help="photos")
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="the .keras file to export")
+    add("out", type=Path, metavar="OUT", help="the file or folder to write")
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(None, None),
+        metavar=("H", "W"),
+        help="take images of this size only (default: any size)",
+    )
+    add(
+        "--labels",
+        action="store_true",
+        help="return class ids (B, H, W) instead of logits",
+    )
+    add(
+        "--int8",
+        type=Path,
+        metavar="FOLDER",
+        help="compute in 8 bits, with the ranges of values that the photos in FOLDER "
+        "lead to; a hundred photos are plenty",
+    )
     args = parser.parse_args()
 
     model = keras.models.load_model(args.model)
@@ -215,7 +238,7 @@ def main():
     want = model.predict_on_batch(image)
     if not args.labels:
         error = np.abs(got - want).max() / np.abs(want).max()
-        print(f"logits differ from Keras' by {error:.1e} of the largest")
+        print(f"logits differ from Keras' by at most {error:.1e} of the largest logit")
         got = got.argmax(-1)
     share = (got == want.argmax(-1)).mean()
     print(f"class ids agree with Keras' on {share:.2%} of the pixels")

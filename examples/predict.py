@@ -2,9 +2,9 @@
 
     python examples/predict.py MODEL PHOTO
 
-MODEL is a .keras file, or an .onnx file that examples/export.py wrote. Writes PHOTO's
-class ids to *_mask.png and the colours over the photo to *_overlay.png, beside the
-photo or in the folder --out.
+MODEL is a .keras file, or an .onnx file that examples/export.py wrote. The class ids
+are written to PHOTO_mask.png, and the photo overlaid with the classes' colors to
+PHOTO_overlay.png.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import keras_segadapter as ksa
 
 
 def segment_onnx(path, photo):
-    """Class ids (H, W) of a photo (H, W, 3) by ONNX Runtime; as `Segmenter.segment`."""
+    """Segment a photo (H, W, 3) into class ids (H, W), as `Segmenter.segment` does."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
@@ -52,9 +52,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("photo", type=Path)
-    parser.add_argument("--out", type=Path, help="folder to write to")
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="the .keras or .onnx file to use")
+    add("photo", type=Path, metavar="PHOTO", help="the image file to segment")
+    add("--out", type=Path, help="folder to write to (default: that of the photo)")
     args = parser.parse_args()
 
     with Image.open(args.photo) as file:

@@ -1,15 +1,16 @@
-"""Train a segmenter: on built-in scenes, on photographs, or on a public dataset.
+"""Train a segmenter on built-in scenes, on photographs, or on a public dataset.
 
     python examples/train.py
     python examples/train.py --data FOLDER --classes 11 --backbone MobileNetV3Small
     python examples/train.py --data CITYSCAPES_FOLDER --size 512 1024 --crop 512 512
     python examples/train.py --tfds oxford_iiit_pet --size 128 128
 
-FOLDER holds images/ and masks/ of the same file names (masks: grey or palette PNGs of
-class ids, 255 is void), or train/ and val/ with these inside; or ADE20K, Cityscapes,
-Pascal VOC or COCO-Stuff as they were unpacked, whose classes are known. Writes the
-model to the folder --out and, each epoch, pictures of a few images and what the model
-makes of them. Killed, it goes on after the last whole epoch with --resume.
+FOLDER holds images/ and masks/ with the same file names, or train/ and val/ with these
+inside. Masks are gray or palette PNGs of class ids, in which 255 is void. FOLDER may
+also be ADE20K, Cityscapes, Pascal VOC or COCO-Stuff as unpacked; their classes are
+known. The model and, after each epoch, pictures of a few predictions are written to the
+folder --out. A training that was killed resumes with --resume after the last epoch that
+was completed.
 """
 
 import argparse
@@ -69,51 +70,81 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, help="folder of photographs; built-in scenes without it")
-    add("--layout", help="of --data, where the folders do not show it")
-    add("--tfds", help="a dataset of tensorflow-datasets, in place of --data")
-    add("--splits", nargs=2, default=("train", "test"), help="of --tfds")
-    add("--classes", type=int, help="number of classes in masks of ids 0, 1, ...")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize photographs")
+    add("--data", type=Path, help="the folder to train on (default: built-in scenes)")
+    add("--layout", help="the layout of --data, where its folders do not tell")
+    add("--tfds", help="the name in tensorflow-datasets of a dataset to train on")
+    add(
+        "--splits",
+        nargs=2,
+        default=("train", "test"),
+        metavar=("TRAIN", "VAL"),
+        help="the splits of --tfds to train and to validate on (default: train test)",
+    )
+    add("--classes", type=int, help="the number of classes, whose ids are 0, 1, ...")
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="the height and width to resize photographs to",
+    )
     add(
         "--crop",
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="train on random crops of this size, of photographs that are fitted into "
-        "--size, if given, and resized by 0.5 to 2; flips and colors at random as well",
+        help="train on random crops of this height and width, after the photographs "
+        "are fitted into --size, if given, and resized by a random factor of 0.5 to 2; "
+        "flips and colors are random as well",
     )
     add(
         "--backbone",
         default="small",
-        help="small, MiTB0 to MiTB5, a model of keras.applications (MobileNetV3Small), "
-        "keras_hub:PRESET or keras_cv:PRESET (resnet50_imagenet, or a folder)",
+        help="the backbone: small (default), MiTB0 to MiTB5, the name of a model of "
+        "keras.applications such as MobileNetV3Small, or keras_hub:PRESET or "
+        "keras_cv:PRESET, where PRESET is a name such as resnet50_imagenet or a folder",
     )
-    add("--weights", default="imagenet", help="imagenet, none, or a file of weights")
-    add("--no-adapters", dest="adapters", action="store_false")
-    add("--epochs", type=int, default=16)
-    add("--batch", type=int, default=8)
-    add("--lr", type=float, default=2e-3, help="highest learning rate")
-    add("--jit", choices=("on", "off", "auto"), default="auto", help="XLA")
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, default=Path("runs/train"))
-    add("--resume", action="store_true", help="go on after the last whole epoch")
-    add("--tensorboard", type=Path, help="folder of TensorBoard's for the pictures too")
+    add(
+        "--weights",
+        default="imagenet",
+        help="the backbone's weights: imagenet (default), none, or the path of a file",
+    )
+    add(
+        "--no-adapters",
+        dest="adapters",
+        action="store_false",
+        help="build the same model without adapters",
+    )
+    add("--epochs", type=int, default=16, help="the number of epochs (default: 16)")
+    add("--batch", type=int, default=8, help="the number of images in a batch")
+    add("--lr", type=float, default=2e-3, help="the highest learning rate")
+    add(
+        "--jit",
+        choices=("on", "off", "auto"),
+        default="auto",
+        help="whether to compile with XLA (torch.compile on torch)",
+    )
+    add("--seed", type=int, default=0, help="the seed of all random numbers")
+    add("--out", type=Path, default=Path("runs/train"), help="the folder to write to")
+    add("--resume", action="store_true", help="resume the training that wrote to --out")
+    add(
+        "--tensorboard", type=Path, help="write the pictures to this folder of logs too"
+    )
     args = parser.parse_args()
     if args.tfds and not (args.size or args.crop):
-        parser.error("--tfds needs --size or --crop: its images have many sizes")
+        parser.error("--tfds needs --size or --crop, since its images differ in size")
     if args.crop and not (args.tfds or args.data):
-        parser.error("--crop is for the photographs of --data and --tfds")
+        parser.error("--crop needs the photographs of --data or --tfds")
     return args
 
 
 def device():
-    """Where the backend puts a new tensor: its default device."""
+    """Return the backend's default device, on which new tensors are."""
     return f"device {keras.ops.zeros(1).device}"
 
 
 def load_data(args):
-    """Training and validation data, and the number of classes."""
+    """Return training data, validation data and the number of classes."""
     if args.tfds:
         options = all_options(args)
         train = ksa.data.open_tfds(args.tfds, args.splits[0], **training(args, options))
@@ -128,13 +159,13 @@ def load_data(args):
 
 
 def all_options(args):
-    """What the training part and the validation part of a dataset share."""
+    """Return the options that training and validation data share."""
     options = dict(num_classes=args.classes, batch_size=args.batch, seed=args.seed)
     return dict(options, image_size=args.size or args.crop)
 
 
 def training(args, options):
-    """The options of the training part: in random order and, with --crop, crops."""
+    """Return the options of training data: shuffled and, with --crop, cropped."""
     if args.crop is None:
         return dict(options, shuffle=True)
     crops = ksa.data.Augmentation(args.crop, args.size)
@@ -142,11 +173,11 @@ def training(args, options):
 
 
 def open_folders(args):
-    """The two parts of --data, every mask checked before training."""
+    """Open training and validation data of --data, and check every mask."""
     options = all_options(args)
     undivided = args.layout == "plain" or (args.data / "masks").is_dir()
     if undivided:
-        # By file name, since neighbours are often frames of one film.
+        # Neighboring names are often frames of one film, so the split is not random.
         whole = ksa.data.open_folder(args.data, None, layout="plain", **options)
         report(args.data, whole)
         files = whole.image_paths, whole.mask_paths
@@ -169,7 +200,7 @@ def report(name, data):
 
 
 def build_backbone(name, weights):
-    """A functional backbone by name; any other of yours serves as well."""
+    """Build a functional backbone by name."""
     weights = None if weights == "none" else weights
     library, _, model = name.rpartition(":")
     if name == "small":
@@ -191,9 +222,9 @@ def build_backbone(name, weights):
         build, options = getattr(ksa, name, None), {}
     if not callable(build):
         raise SystemExit(
-            f"--backbone {name}: keras.applications has no such model. Write its name "
-            "as in the Keras documentation, or MiTB0 to MiTB5, or keras_hub:PRESET, or "
-            "keras_cv:PRESET."
+            "keras.applications has no such model. Write the name as in the Keras "
+            "documentation, or pass MiTB0 to MiTB5, keras_hub:PRESET or "
+            f"keras_cv:PRESET. Received: --backbone {name}"
         )
     try:
         return build(weights=weights, **options)
@@ -201,13 +232,13 @@ def build_backbone(name, weights):
         if weights is None:
             raise
         raise SystemExit(
-            f"The weights {weights} of {name} could not be loaded: {error}\n"
-            "Without a network, pass --weights none to train from scratch."
+            f"The weights can't be loaded: {error}\nTo train from scratch, pass "
+            f"--weights none. Received: --backbone {name} --weights {weights}"
         ) from error
 
 
 def small_backbone(channels=(32, 64, 96, 128)):
-    """A residual net of 0.75 M parameters, strides 4 to 32, to train from scratch."""
+    """Build a residual net with strides 4 to 32, small enough to train from scratch."""
     layers = keras.layers
 
     def convolution(x, width, stride):

@@ -1,10 +1,10 @@
-"""SegAdapter in a vision transformer: tokens instead of feature maps.
+"""SegAdapter in a vision transformer, on tokens instead of feature maps.
 
     python examples/vision_transformer.py
 
-A small functional ViT with a class token and two registers, one SegAdapter behind every
-second block. The adapters change the patch tokens alone; the decode head gets these as
-feature maps. The last lines show the same in one call.
+The model is a small functional ViT with a class token, two registers and a SegAdapter
+behind every second block. The adapters change only the patch tokens, which the decode
+head gets as feature maps. The last lines do the same with `build_segmenter`.
 """
 
 import keras
@@ -18,7 +18,7 @@ SIZE, PATCH, WIDTH, DEPTH = 64, 8, 48, 4
 
 
 class LeadingTokens(layers.Layer):
-    """Puts learned tokens before the patches: (B, N, C) -> (B, count + N, C)."""
+    """Put learned tokens before the patches: (B, N, C) -> (B, count + N, C)."""
 
     def __init__(self, count, **kwargs):
         super().__init__(**kwargs)
@@ -47,13 +47,14 @@ def block(tokens, index):
 def embed(image):
     x = layers.Rescaling(1 / 127.5, -1.0)(image)
     patches = layers.Conv2D(WIDTH, PATCH, PATCH, name="patches")(x)  # (B, 8, 8, C)
-    # A convolution tells positions by the zeros at the borders.
+    # This stands in for position embeddings: a convolution sees where the zeros of
+    # the padding are.
     patches = patches + layers.DepthwiseConv2D(3, padding="same")(patches)
     tokens = layers.Reshape((-1, WIDTH))(patches)  # (B, 64, C)
     return patches, LeadingTokens(3)(tokens)  # (B, 3 + 64, C): class token, registers
 
 
-# By hand: the adapter takes the tokens and, for their grid, any map of its size.
+# By hand: an adapter takes the tokens and a map whose height and width are their grid.
 image = keras.Input((SIZE, SIZE, 3))
 patches, tokens = embed(image)
 stages, scores = [], []
@@ -82,7 +83,7 @@ model.compile(
 x, y = ksa.data.make_scenes(64, size=(SIZE, SIZE))
 model.fit(x, {"mask": y, "coarse": y}, batch_size=8, epochs=3)
 
-# The same in one call, on a backbone that knows nothing of adapters.
+# With one call, on a backbone that knows nothing of adapters.
 image = keras.Input((SIZE, SIZE, 3))
 _, tokens = embed(image)
 for index in range(1, DEPTH + 1):
