@@ -297,18 +297,13 @@ def test_a_model_of_fixed_size():
 @pytest.mark.parametrize(
     "size, words",
     [
-        pytest.param(
-            0,
-            r"`image_size\[0\]` must be an integer of at least 4. Received: .*=0",
-            id="0",
-        ),
-        pytest.param(3, "at least 4", id="below the stride"),
-        pytest.param((32, 2), r"image_size\[1\]=2", id="width below the stride"),
-        pytest.param(32.0, "32.0", id="float"),
-        pytest.param(
-            (32, 32, 3), r"`image_size` must be \(height, width\)", id="triple"
-        ),
+        (0, r"`image_size\[0\]` must be an integer of at least 4. Received: .*=0"),
+        (3, "at least 4"),
+        ((32, 2), r"image_size\[1\]=2"),
+        (32.0, "32.0"),
+        ((32, 32, 3), r"`image_size` must be \(height, width\)"),
     ],
+    ids=["0", "below the stride", "width below the stride", "float", "triple"],
 )
 def test_bad_sizes_raise(size, words):
     with pytest.raises(ValueError, match=words):

@@ -99,18 +99,13 @@ def test_the_types_and_shapes_of_the_result(model, pairs):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        pytest.param(
-            {"class_names": NAMES[:3]}, "hold 4 names.*Received: 3 names", id="names"
-        ),
-        pytest.param({"crop": 4}, "`crop` must be an integer of at least 8", id="crop"),
-        pytest.param(
-            {"crop": 16, "stride": 20}, "`stride` must be at most `crop`", id="stride"
-        ),
-        pytest.param({"scales": [-1.0]}, "`scales` must be .*positive", id="scales"),
-        pytest.param(
-            {"short_side": "512"}, "`short_side` must be an integer", id="short side"
-        ),
+        ({"class_names": NAMES[:3]}, "hold 4 names.*Received: 3 names"),
+        ({"crop": 4}, "`crop` must be an integer of at least 8"),
+        ({"crop": 16, "stride": 20}, "`stride` must be at most `crop`"),
+        ({"scales": [-1.0]}, "`scales` must be .*positive"),
+        ({"short_side": "512"}, "`short_side` must be an integer"),
     ],
+    ids=["names", "crop", "stride", "scales", "short side"],
 )
 def test_wrong_arguments_raise_before_the_first_image(model, arguments, words):
     def unread():
@@ -134,48 +129,18 @@ def test_no_pairs_raise(model):
         evaluate_images(model, iter([]))
 
 
-@pytest.mark.parametrize(
-    "image, mask, words",
-    [
-        pytest.param(
-            (8, 8, 3),
-            np.zeros((8, 9), int),
-            r"pair 1 must hold.*\(8, 9\) for an image",
-            id="another size",
-        ),
-        pytest.param(
-            (8, 8, 3),
-            np.zeros((8, 8, 4), int),
-            r"one class id per pixel.*\(8, 8, 4\)",
-            id="one-hot",
-        ),
-        pytest.param(
-            (8, 8),
-            np.zeros(8, int),
-            r"mask of shape \(8,\) for an image of shape",
-            id="one axis",
-        ),
-        pytest.param(
-            (8, 8, 3),
-            np.zeros((8, 8)),
-            "pair 1 must hold integer class ids.*float64",
-            id="float",
-        ),
-        pytest.param(
-            (8, 8, 3),
-            np.full((8, 8), 4),
-            r"pair 1 must hold ids .*0\.\.3, .*ids \[4\], ignore_class=\[255\]",
-            id="id 4",
-        ),
-        pytest.param((8, 8, 3), np.full((8, 8), -1), r"0\.\.3, .*\[-1\]", id="id -1"),
-        pytest.param(
-            (8, 8, 1),
-            np.zeros((8, 8), int),
-            r"image of pair 1 can't be used\. .*\(8, 8, 1\)",
-            id="gray image",
-        ),
-    ],
-)
+BAD_PAIRS = {
+    "size": ((8, 8, 3), np.zeros((8, 9), int), r"pair 1 must.*\(8, 9\) for an image"),
+    "one-hot": ((8, 8, 3), np.zeros((8, 8, 4), int), r"id per pixel.*\(8, 8, 4\)"),
+    "one axis": ((8, 8), np.zeros(8, int), r"mask of shape \(8,\) for an image"),
+    "float": ((8, 8, 3), np.zeros((8, 8)), "pair 1 must hold integer.*float64"),
+    "id 4": ((8, 8, 3), np.full((8, 8), 4), r"pair 1 .*0\.\.3, .*\[4\], .*=\[255\]"),
+    "id -1": ((8, 8, 3), np.full((8, 8), -1), r"0\.\.3, .*\[-1\]"),
+    "gray": ((8, 8, 1), np.zeros((8, 8), int), r"image of pair 1 can't.*\(8, 8, 1\)"),
+}
+
+
+@pytest.mark.parametrize("image, mask, words", BAD_PAIRS.values(), ids=BAD_PAIRS)
 def test_a_faulty_pair_is_named(model, image, mask, words):
     good = np.zeros((8, 8, 3), "uint8"), np.zeros((8, 8), "uint8")
     with pytest.raises(ValueError, match=words):

@@ -473,76 +473,33 @@ def test_options_that_groups_can_not_have_raise(option, error, words):
         paper_optimizer(segmenter(mit()), 9, warmup_steps=0, **{option: 1.0})
 
 
-RATE = "`learning_rate` must be a number above 0"
+ABOVE = "must be a number above 0"
+BAD = {
+    "steps 0": (dict(steps=0), "`steps` must be .* at least 1"),
+    "steps 1.5": (dict(steps=1.5), "`steps` must be an integer"),
+    "warmup 9": (dict(warmup_steps=9), "`warmup_steps` must be below `steps`"),
+    "warmup -1": (dict(warmup_steps=-1), "`warmup_steps` must be .* at least 0"),
+    "rate 0": (dict(learning_rate=0.0), f"`learning_rate` {ABOVE}"),
+    "rate NaN": (dict(learning_rate=float("nan")), f"`learning_rate` {ABOVE}"),
+    "schedule": (dict(learning_rate=WarmupPoly(1.0, 9, 0)), f"`learning_rate` {ABOVE}"),
+    "decay -0.1": (dict(weight_decay=-0.1), "`weight_decay` must be .* at least 0"),
+    "decay None": (dict(weight_decay=None), "`weight_decay` must be .*=None"),
+    "adapters 0": (dict(adapter_multiplier=0), f"`adapter_multiplier` {ABOVE}"),
+    "head -1": (dict(head_multiplier=-1), f"`head_multiplier` {ABOVE}"),
+    "factor 0": (dict(multipliers={"mu": 0}), rf"`multipliers\['mu'\]` {ABOVE}"),
+    "no match": (dict(multipliers={"nu$": 1}), r"must match .*'nu\$'"),
+    "no expression": (dict(multipliers={"(": 1}), r"regular expressions.*'\('"),
+    "number": (dict(multipliers={3: 1}), "regular expressions. Received: 3"),
+    "two matches": (
+        dict(multipliers={"mu": 1, "adap": 2}),
+        "at most one pattern .*'mu' and 'adap'",
+    ),
+    "no ConvNeXt": (dict(layer_decay=0.9), "needs a ConvNeXt.*backbone 'mit'"),
+    "layer decay 1": (dict(layer_decay=True), r"`layer_decay` must be in \(0, 1\)"),
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        pytest.param(dict(steps=0), "`steps` must be .* at least 1", id="steps 0"),
-        pytest.param(dict(steps=1.5), "`steps` must be an integer", id="steps 1.5"),
-        pytest.param(
-            dict(warmup_steps=9), "`warmup_steps` must be below `steps`", id="warmup 9"
-        ),
-        pytest.param(
-            dict(warmup_steps=-1),
-            "`warmup_steps` must be an integer of at least 0",
-            id="warmup -1",
-        ),
-        pytest.param(dict(learning_rate=0.0), RATE, id="rate 0"),
-        pytest.param(dict(learning_rate=float("nan")), RATE, id="rate NaN"),
-        pytest.param(
-            dict(learning_rate=WarmupPoly(1.0, 9, 0)), RATE, id="rate a schedule"
-        ),
-        pytest.param(
-            dict(weight_decay=-0.1),
-            "`weight_decay` must be a number of at least 0",
-            id="decay -0.1",
-        ),
-        pytest.param(
-            dict(weight_decay=None),
-            "`weight_decay` must be .*weight_decay=None",
-            id="decay None",
-        ),
-        pytest.param(
-            dict(adapter_multiplier=0),
-            "`adapter_multiplier` must be a number above 0",
-            id="adapters 0",
-        ),
-        pytest.param(
-            dict(head_multiplier=-1),
-            "`head_multiplier` must be a number above 0",
-            id="head -1",
-        ),
-        pytest.param(
-            dict(multipliers={"mu": 0}),
-            r"`multipliers\['mu'\]` must be a number above 0",
-            id="factor 0",
-        ),
-        pytest.param(
-            dict(multipliers={"nu$": 1}), r"must match .*'nu\$'", id="no match"
-        ),
-        pytest.param(
-            dict(multipliers={"(": 1}), r"regular expressions.*'\('", id="no pattern"
-        ),
-        pytest.param(
-            dict(multipliers={3: 1}), "regular expressions. Received: 3", id="number"
-        ),
-        pytest.param(
-            dict(multipliers={"mu": 1, "adap": 2}),
-            "at most one pattern .*'mu' and 'adap'",
-            id="two matches",
-        ),
-        pytest.param(
-            dict(layer_decay=0.9), "needs a ConvNeXt.*backbone 'mit'", id="no ConvNeXt"
-        ),
-        pytest.param(
-            dict(layer_decay=True),
-            r"`layer_decay` must be in \(0, 1\)",
-            id="layer decay True",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
 def test_bad_arguments_raise(arguments, words):
     arguments = dict(steps=9, warmup_steps=2) | arguments
     with pytest.raises(ValueError, match=words):

@@ -86,25 +86,23 @@ def test_windows_scales_and_flips_give_the_size_of_the_image(model):
     assert logits.dtype == "float32"
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        pytest.param({"short_side": 0}, "at least 1.*short_side=0", id="side 0"),
-        pytest.param({"short_side": 48.0}, "an integer.*short_side=48.0", id="float"),
-        pytest.param({"crop": 7}, "at least 8.*crop=7", id="crop below the stride"),
-        pytest.param({"crop": (16, 16)}, "`crop` must be an integer", id="crop a pair"),
-        pytest.param(
-            {"crop": 16, "stride": 17}, "left out.*stride=17, crop=16", id="stride 17"
-        ),
-        pytest.param({"crop": 16, "stride": 0}, "at least 1.*stride=0", id="stride 0"),
-        pytest.param({"stride": 8}, "`crop`, too.*stride=8", id="stride without crop"),
-        pytest.param({"scales": []}, r"positive numbers.*scales=\[\]", id="no scales"),
-        pytest.param({"scales": 1.0}, "positive numbers.*scales=1.0", id="no list"),
-        pytest.param({"scales": [1, 0]}, r"numbers.*scales=\[1, 0\]", id="scale 0"),
-        pytest.param({"scales": [float("nan")]}, "numbers.*nan", id="scale NaN"),
-        pytest.param({"scales": ["1"]}, "numbers.*'1'", id="scale a string"),
-    ],
-)
+BAD = {
+    "side 0": ({"short_side": 0}, "at least 1.*short_side=0"),
+    "side 48.0": ({"short_side": 48.0}, "an integer.*short_side=48.0"),
+    "crop below the stride": ({"crop": 7}, "at least 8.*crop=7"),
+    "crop a pair": ({"crop": (16, 16)}, "`crop` must be an integer"),
+    "stride 17": ({"crop": 16, "stride": 17}, "left out.*stride=17, crop=16"),
+    "stride 0": ({"crop": 16, "stride": 0}, "at least 1.*stride=0"),
+    "stride without crop": ({"stride": 8}, "`crop`, too.*stride=8"),
+    "no scales": ({"scales": []}, r"list of positive numbers.*scales=\[\]"),
+    "scales a number": ({"scales": 1.0}, "list of positive numbers.*scales=1.0"),
+    "scale 0": ({"scales": [1, 0]}, r"list of positive numbers.*scales=\[1, 0\]"),
+    "scale NaN": ({"scales": [float("nan")]}, "list of positive numbers.*nan"),
+    "scale a string": ({"scales": ["1"]}, "list of positive numbers.*'1'"),
+}
+
+
+@pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD)
 def test_wrong_arguments_raise_before_the_model_runs(
     model, sizes_seen, arguments, words
 ):
@@ -230,32 +228,24 @@ def test_logits_of_a_resized_image_are_aligned_with_the_image():
         )
 
 
-@pytest.mark.parametrize(
-    "size, arguments, seen",
-    [
-        pytest.param((21, 30), {}, [(24, 32)], id="padded"),
-        pytest.param((60, 90), {"short_side": 48}, [(48, 72)], id="short side"),
-        pytest.param((90, 61), {"short_side": 48}, [(72, 48)], id="70.8 goes up"),
-        pytest.param((48, 71), {"short_side": 48}, [(48, 72)], id="71 goes up"),
-        pytest.param(
-            (60, 90),
-            {"short_side": 48, "scales": [0.5, 1.75]},
-            [(24, 40), (88, 128)],
-            id="short side and scales",
-        ),
-        pytest.param((20, 30), {"scales": [0.5, 1]}, [(16, 16), (24, 32)], id="scales"),
-        pytest.param((2, 80), {"scales": [0.1]}, [(8, 8)], id="tiny"),
-        pytest.param(
-            (20, 60), {"crop": 32, "stride": 20}, [(24, 32)] * 3, id="windows"
-        ),
-        pytest.param(
-            (20, 60),
-            {"short_side": 24, "crop": 24, "flip": True},
-            [(24, 24)] * 8,
-            id="windows and flips",
-        ),
-    ],
-)
+SIZES = {
+    "padded": ((21, 30), {}, [(24, 32)]),
+    "short side": ((60, 90), {"short_side": 48}, [(48, 72)]),
+    "70.8 goes up": ((90, 61), {"short_side": 48}, [(72, 48)]),
+    "71 goes up": ((48, 71), {"short_side": 48}, [(48, 72)]),
+    "side and scales": (
+        (60, 90),
+        {"short_side": 48, "scales": [0.5, 1.75]},
+        [(24, 40), (88, 128)],
+    ),
+    "scales": ((20, 30), {"scales": [0.5, 1]}, [(16, 16), (24, 32)]),
+    "tiny": ((2, 80), {"scales": [0.1]}, [(8, 8)]),
+    "windows": ((20, 60), {"crop": 32, "stride": 20}, [(24, 32)] * 3),
+    "all": ((20, 60), {"short_side": 24, "crop": 24, "flip": True}, [(24, 24)] * 8),
+}
+
+
+@pytest.mark.parametrize("size, arguments, seen", SIZES.values(), ids=SIZES)
 def test_sizes_that_the_model_sees(model, sizes_seen, size, arguments, seen):
     predict_logits(model, photo(*size), **arguments)
     assert sizes_seen == seen

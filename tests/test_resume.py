@@ -185,8 +185,8 @@ def test_the_example_killed_three_times_resumes_to_the_same_weights(tmp_path):
     for kill in range(3):
         before, patience = epochs_behind(killed), time.monotonic() + 300
         process = start(*options)
-        # The first kill is in the first epoch, which compiles. The others come after one
-        # more epoch: in training, validation, pictures or backup.
+        # The first kill is in the first epoch, which compiles. The others come
+        # after one more epoch: in training, validation, pictures or backup.
         while time.monotonic() < patience and (
             epochs_behind(killed) == before if kill else not killed.exists()
         ):
@@ -212,11 +212,12 @@ def test_the_example_killed_three_times_resumes_to_the_same_weights(tmp_path):
 @pytest.mark.parametrize(
     "name, content",
     [
-        pytest.param("epoch_0002.weights.h5", None, id="no weights"),
-        pytest.param("epoch_0002.weights.h5", "no weights", id="other weights"),
-        pytest.param("state.json", "{", id="no json"),
-        pytest.param("state.json", "{}", id="empty state"),
+        ("epoch_0002.weights.h5", None),
+        ("epoch_0002.weights.h5", "no weights"),
+        ("state.json", "{"),
+        ("state.json", "{}"),
     ],
+    ids=["no weights", "other weights", "no json", "empty state"],
 )
 def test_damaged_backups_raise(tiny_backbone, tmp_path, name, content):
     model = build(tiny_backbone)
