@@ -1,6 +1,6 @@
-"""The README's recipes for several devices, run on virtual ones.
+"""Tests of the README's recipes for several devices, on virtual ones.
 
-As a script this file is the process that runs a recipe.
+Run as a script, this file is the process that runs a recipe.
 """
 
 import functools
@@ -20,6 +20,7 @@ import keras_segadapter as ksa
 from keras_segadapter.data.epochs import ShuffledArrays
 
 BACKEND = keras.backend.backend()
+pytestmark = pytest.mark.integration
 README = Path(__file__).parents[1] / "README.md"
 RECIPES = re.findall(r"```py\n(.*?)```", README.read_text(), re.DOTALL)
 DEVICES = {"jax": 4, "tensorflow": 2, "torch": 2}[BACKEND]
@@ -32,7 +33,7 @@ SHARDS = {
 IMAGES, EVEN = ksa.data.make_scenes(8, size=(16, 16))
 EVEN[:, :4] = 255
 UNEVEN = EVEN.copy()
-UNEVEN[:3, :13] = 255  # of either shard's images one or two
+UNEVEN[:3, :13] = 255  # in one or two images of each shard
 
 
 def build(norms, eager=False):
@@ -48,13 +49,15 @@ def build(norms, eager=False):
     return model
 
 
-# What equals one device, and what does not: whether norms learn, and the masks.
+# Whether norms learn and which masks are used, where the result equals that of one
+# device and where it does not.
 CASES = {"equal": (False, EVEN), "by_shard": (True, UNEVEN)}
 if BACKEND == "jax":
     CASES = {"equal": (True, UNEVEN)}
 
 
 def run_recipe(case):
+    """Run the backend's recipe, and save its model and logs in the current folder."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -76,7 +79,7 @@ def run_recipe(case):
 
 
 def several_devices(case, folder):
-    """Models and histories of the processes, one but for torch, that ran a recipe."""
+    """Run a recipe, and return its models and logs: one each, on torch per process."""
     launch = []
     flags = [os.environ["XLA_FLAGS"], "--xla_force_host_platform_device_count"]
     if BACKEND == "torch":
@@ -104,7 +107,7 @@ def several_devices(case, folder):
 
 
 def one_device(case, shard=slice(None)):
-    """Weights and history of the same step on one device."""
+    """Train one step on one device, and return the model and its history."""
     norms, masks = CASES[case]
     model = build(norms, EAGER)
     history = model.fit(IMAGES[shard], masks[shard], batch_size=8, verbose=0).history
@@ -120,7 +123,10 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_recipe_trains_as_one_device(tmp_path):
+# Meaning
+
+
+def test_a_recipe_trains_as_one_device(tmp_path):
     models, logs = several_devices("equal", tmp_path)
     expected, history = one_device("equal")
     start = arrays(build(*CASES["equal"][:1]).trainable_variables)
@@ -134,15 +140,15 @@ def test_the_recipe_trains_as_one_device(tmp_path):
         )
 
 
-def test_each_devices_own_mean_and_norms_where_the_readme_says_so(tmp_path):
+def test_each_device_has_its_own_mean_and_norms(tmp_path):
     if not SHARDS:
-        pytest.skip("JAX has the mean and the statistics of the whole batch")
+        pytest.skip("JAX uses the mean and the statistics of the whole batch")
     models, logs = several_devices("by_shard", tmp_path)
     shards, histories = zip(*(one_device("by_shard", s) for s in SHARDS), strict=True)
-    # Plain gradient descent: the mean of the weights is that of the gradients.
+    # With plain gradient descent, the mean gradient leads to the mean of the weights.
     weights = (arrays(shard.trainable_variables) for shard in shards)
     expected = [np.mean(each, axis=0) for each in zip(*weights, strict=True)]
-    for model, shard in zip(models, shards, strict=False):  # TensorFlow saves one
+    for model, shard in zip(models, shards, strict=False):  # TensorFlow has one
         assert_close(arrays(model.trainable_variables), expected)
         assert_close(
             arrays(model.non_trainable_variables), arrays(shard.non_trainable_variables)
@@ -155,7 +161,7 @@ def test_each_devices_own_mean_and_norms_where_the_readme_says_so(tmp_path):
         assert_close(expected, arrays(whole.trainable_variables))
 
 
-def test_no_norm_is_saved_that_but_one_backend_could_run():
+def test_saved_norms_run_on_every_backend():
     model = build(norms=True)
     head = model.get_layer("head")
     norms = [model.backbone.layers[-1], *head.norms, head.projection_norm]

@@ -1,4 +1,4 @@
-"""What only a GPU can show; where there is none, the reason printed says so."""
+"""Tests that need a GPU."""
 
 import keras
 import numpy as np
@@ -6,20 +6,21 @@ import pytest
 
 import keras_segadapter as ksa
 
-NO_GPU = "no GPU was found"
-
 
 @pytest.fixture
 def gpu():
     device = str(keras.ops.zeros(1).device).lower()
     if not any(word in device for word in ("gpu", "cuda", "mps")):
-        pytest.skip(f"{NO_GPU}: the default device is {device}")
+        pytest.skip(f"no GPU was found: the default device is {device}")
     return device
+
+
+# Contract
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
-def test_fit_on_the_gpu(gpu, tiny_backbone, policy):
+def test_fit(gpu, tiny_backbone, policy):
     keras.config.set_dtype_policy(policy)
     try:
         model = ksa.build_segmenter(tiny_backbone(), 8)
@@ -31,8 +32,11 @@ def test_fit_on_the_gpu(gpu, tiny_backbone, policy):
     assert np.isfinite(history["loss"]).all()
 
 
+# Meaning
+
+
 @pytest.mark.gpu
-def test_the_gpu_and_numpy_count_the_same(gpu):
+def test_mean_iou_counts_as_numpy_does(gpu):
     metric = ksa.MeanIoU(3)
     labels = np.random.default_rng(0).integers(0, 3, (2, 64, 64))
     logits = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype("float32")

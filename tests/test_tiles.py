@@ -1,15 +1,16 @@
-"""Losses and metrics resize small scores a tile at a time, to the same numbers."""
+"""Tests of losses and metrics that resize small scores one tile at a time."""
 
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 from keras import ops
 
 import keras_segadapter as ksa
 from keras_segadapter.layers.native import resize_bilinear
 from keras_segadapter.losses import tiles
 
-# Of a height that the blocks do not divide, by a factor that is no integer.
+# The tiles do not divide the height, and the factor of the resize is not an integer.
 SIZE, SMALL, CLASSES, TILE = (22, 27), (6, 7), 5, 4
 
 
@@ -27,7 +28,7 @@ def batch(seed=0):
 
 
 def gradient(loss, labels, scores, **kwargs):
-    """Value and gradient by the scores, as a training step takes them."""
+    """Return a loss and its gradient by the scores, compiled as a training step is."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -50,8 +51,11 @@ def gradient(loss, labels, scores, **kwargs):
     return value, x.grad
 
 
+# Meaning
+
+
 @pytest.mark.parametrize("weighted", [False, True])
-def test_value_and_gradient_are_those_of_the_resized_logits(weighted):
+def test_loss_and_gradient_equal_those_of_resized_logits(weighted):
     labels, scores = batch()
     rng = np.random.default_rng(1)
     options, weights = {}, {}
@@ -73,7 +77,7 @@ def test_value_and_gradient_are_those_of_the_resized_logits(weighted):
 
 
 @pytest.mark.parametrize("tile", [3, 22, 100])
-def test_any_size_of_tiles_and_weights_of_images(tile, monkeypatch):
+def test_tiles_of_any_size_and_weights_of_images(tile, monkeypatch):
     monkeypatch.setattr(tiles, "TILE", tile)
     labels, scores = batch()
     logits = resize_bilinear(scores, *SIZE)
@@ -81,23 +85,15 @@ def test_any_size_of_tiles_and_weights_of_images(tile, monkeypatch):
     loss = ksa.SegmentationCrossentropy()
     expected = float(loss(labels, logits, images))
     assert float(loss(labels, scores, images)) == pytest.approx(expected, abs=1e-5)
-    # Masks and weights with a channel.
+    # Masks and weights may have a channel.
     pixels = np.ones(labels.shape, "float32") * images[:, None, None]
     found = float(loss(labels[..., None], scores, pixels[..., None]))
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_only_void_gives_zero_and_foreign_ids_nan():
+def test_mean_iou_counts_the_pixels_of_resized_logits():
     labels, scores = batch()
-    loss = ksa.SegmentationCrossentropy()
-    assert float(loss(np.full_like(labels, 255), scores)) == 0.0
-    labels[0, 10, 10] = CLASSES
-    assert np.isnan(float(loss(labels, scores)))
-
-
-def test_the_metric_counts_the_same_pixels():
-    labels, scores = batch()
-    labels[1, 5, 5] = 77  # no class
+    labels[1, 5, 5] = 77  # neither a class nor void
     whole, in_tiles = ksa.MeanIoU(CLASSES), ksa.MeanIoU(CLASSES)
     whole.update_state(labels, resize_bilinear(scores, *SIZE))
     in_tiles.update_state(labels, scores)
@@ -105,7 +101,7 @@ def test_the_metric_counts_the_same_pixels():
     assert in_tiles.confusion_matrix().sum() == 2 * (22 - 3) * 27 - 1
 
 
-def small_model(loss, aux="sum"):
+def small_model(loss, aux="sum", **options):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 4, 4)(inputs)
@@ -113,41 +109,48 @@ def small_model(loss, aux="sum"):
     model = ksa.build_segmenter(
         keras.Model(inputs, x), 3, head=ksa.MLPHead(3, 8, dropout=0.0), aux=aux
     )
-    model.compile(keras.optimizers.SGD(0.05), loss=loss)
+    model.compile(keras.optimizers.SGD(0.05), loss=loss, **options)
     return model
 
 
 def whole():
-    """Keras' own loss, which the model's wrapper gives the whole logits."""
+    """Return Keras' loss, for which `compile` resizes the logits as a whole."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @pytest.mark.parametrize(
-    "aux", ["sum", pytest.param("per_stage", marks=pytest.mark.integration)]
+    "aux, eager",
+    [
+        pytest.param("sum", EAGER, id="eager"),
+        pytest.param("sum", False, id="graph", marks=pytest.mark.integration),
+        pytest.param("per_stage", EAGER, id="per_stage", marks=pytest.mark.integration),
+    ],
 )
-def test_training_and_evaluation_are_those_of_whole_logits(aux):
+def test_training_and_evaluation_equal_those_on_whole_logits(aux, eager, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", 9)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (4, 24, 40, 3)).astype("float32")
-    masks = rng.integers(0, 3, (4, 24, 40)).astype("uint8")
-    models = small_model(whole(), aux), small_model("auto", aux)
+    images = rng.integers(0, 256, (2, 16, 24, 3)).astype("float32")
+    masks = rng.integers(0, 3, (2, 16, 24)).astype("uint8")
+    models = [small_model(loss, aux, run_eagerly=eager) for loss in (whole(), "auto")]
     for model in models:
-        model.fit(images, masks, 2, shuffle=False, verbose=0)
+        model.fit(images, masks, 1, shuffle=False, verbose=0)
     for one, other in zip(*(model.weights for model in models), strict=True):
         np.testing.assert_allclose(
             ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-5
         )
     expected, found = (
-        model.evaluate(images, masks, 2, verbose=0, return_dict=True)
+        model.evaluate(images, masks, 1, verbose=0, return_dict=True)
         for model in models
     )
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
-    reason="sizes known at run time alone are TensorFlow's",
+    reason="only TensorFlow has sizes that are unknown until run time",
 )
-def test_sizes_that_tensorflow_learns_at_run_time():
+def test_sizes_unknown_until_run_time():
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -169,7 +172,18 @@ def test_sizes_that_tensorflow_learns_at_run_time():
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_masks_that_do_not_fit():
+# Edges
+
+
+def test_a_batch_of_void_gives_zero_and_unknown_ids_give_nan():
+    labels, scores = batch()
+    loss = ksa.SegmentationCrossentropy()
+    assert float(loss(np.full_like(labels, 255), scores)) == 0.0
+    labels[0, 10, 10] = CLASSES
+    assert np.isnan(float(loss(labels, scores)))
+
+
+def test_masks_of_wrong_shape_raise():
     labels, scores = batch()
     for wrong in (labels[:1], labels[0], np.eye(CLASSES)[labels % CLASSES]):
         with pytest.raises(ValueError, match="one class id per pixel"):
