@@ -1,16 +1,19 @@
+"""Tests of losses on masks: cross-entropy with void pixels, and Keras' losses."""
+
 import json
 import math
 
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 from keras import ops
 
 import keras_segadapter as ksa
 
 
 def batch(num_classes=4, void=(255,), seed=0):
-    """Logits `(2, 5, 7, K)` and masks with a good share of void."""
+    """Return masks `(2, 5, 7)`, partly void, and logits `(2, 5, 7, K)`."""
     rng = np.random.default_rng(seed)
     logits = 3 * rng.normal(size=(2, 5, 7, num_classes)).astype("float32")
     ids = [*range(num_classes), *void]
@@ -18,7 +21,7 @@ def batch(num_classes=4, void=(255,), seed=0):
 
 
 def cross_entropy(labels, logits):
-    """Cross-entropy of each pixel; of class 0 where the label is none."""
+    """Return the cross-entropy per pixel, of class 0 where the label is no class."""
     logits = logits.astype("float64")
     labels = np.where(labels < logits.shape[-1], labels, 0).astype(int)
     log_total = np.log(np.exp(logits).sum(-1))
@@ -26,7 +29,7 @@ def cross_entropy(labels, logits):
 
 
 def gradient(loss, masks, logits):
-    """Gradient by the logits: what plain SGD moves, where the weights are logits."""
+    """Return the gradient by the logits, as SGD moves weights that are the logits."""
     layer = keras.layers.Embedding(1, logits.size)
     model = keras.Sequential(
         [keras.Input((1,)), layer, keras.layers.Reshape(logits.shape[1:])]
@@ -39,7 +42,7 @@ def gradient(loss, masks, logits):
 
 
 def one_hot_and_shares(masks, logits, void=255):
-    """Truth and softmax `(B, H, W, K)` in float64, and which pixels count."""
+    """Return one-hot masks and softmax `(B, H, W, K)`, and which pixels count."""
     shares = np.exp(logits.astype("float64"))
     shares /= shares.sum(-1, keepdims=True)
     truth = np.eye(256)[masks][..., : logits.shape[-1]]
@@ -47,7 +50,7 @@ def one_hot_and_shares(masks, logits, void=255):
 
 
 def tversky(masks, logits, axis, alpha=0.5, beta=0.5):
-    """Tversky over counted pixels; missed by alpha, wrongly found by beta."""
+    """Return the Tversky loss, with alpha for missed pixels and beta for wrong ones."""
     truth, shares, counted = one_hot_and_shares(masks, logits)
     truth, shares = (part * counted[..., None] for part in (truth, shares))
     hits = (truth * shares).sum(axis)
@@ -62,7 +65,7 @@ def focal(masks, logits, alpha=0.25, gamma=2.0):
 
 
 def mix():
-    """One of each kind that MaskLoss takes."""
+    """Return one loss of each kind that MaskLoss takes."""
     return [
         ksa.SegmentationCrossentropy(class_weight=[1, 2, 3, 4]),
         keras.losses.Dice(axis=(0, 1, 2)),
@@ -75,7 +78,7 @@ def mix():
 # Contract
 
 
-def test_config_and_serialisation():
+def test_config_and_serialization():
     loss = ksa.SegmentationCrossentropy(
         ignore_class=[255, 254],
         class_weight=np.array([1, 2, 0.5, 3], "float32"),
@@ -94,7 +97,7 @@ def test_config_and_serialisation():
     }
 
 
-def test_survives_saving_of_a_compiled_model(tmp_path):
+def test_a_compiled_model_keeps_its_loss_when_saved(tmp_path):
     masks, logits = batch()
     model = keras.Sequential(
         [keras.Input((5, 7, 4)), keras.layers.Activation("linear")]
@@ -116,14 +119,14 @@ def test_masks_of_any_type_and_with_a_channel(dtype):
 
 
 @pytest.mark.parametrize("ignore_class", ["void", 255.0, True, [255, None]])
-def test_wrong_ignore_class(ignore_class):
+def test_wrong_ignore_class_raises(ignore_class):
     with pytest.raises(
         TypeError, match="`ignore_class` must be None, an integer id or"
     ):
         ksa.SegmentationCrossentropy(ignore_class)
 
 
-def test_wrong_class_weights():
+def test_wrong_class_weights_raise():
     with pytest.raises(ValueError, match=r"at least 0 .*: class_weight=\[1, -1\]"):
         ksa.SegmentationCrossentropy(class_weight=[1, -1])
     masks, logits = batch()
@@ -131,16 +134,18 @@ def test_wrong_class_weights():
         ksa.SegmentationCrossentropy(class_weight=[1, 2, 3])(masks, logits)
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 7, 4), (1, 5, 7)])
-def test_masks_that_do_not_fit(shape):
+@pytest.mark.parametrize(
+    "shape", [(2, 5), (2, 5, 7, 4), (1, 5, 7)], ids=["flat", "one_hot", "one_mask"]
+)
+def test_masks_of_wrong_shape_raise(shape):
     words = r"one-hot masks .*numpy.argmax.*Received: masks of shape \(.*\(2, 5, 7, 4"
     with pytest.raises(ValueError, match=words):
         ksa.SegmentationCrossentropy()(np.zeros(shape, "int32"), batch()[1])
 
 
-def test_config_and_serialisation_of_a_mix():
+def test_config_and_serialization_of_a_mix():
     loss = ksa.MaskLoss(mix(), [1, 2, 3, 4, 0.5], 255, name="mixed")
-    config = json.dumps(keras.losses.serialize(loss))  # a tuple becomes a list
+    config = json.dumps(keras.losses.serialize(loss))  # tuples become lists
     copy = keras.losses.deserialize(json.loads(config))
     assert isinstance(copy, ksa.MaskLoss)
     assert json.dumps(keras.losses.serialize(copy)) == config
@@ -159,7 +164,10 @@ def test_a_segmenter_trains_on_a_mix_and_is_saved(tiny_backbone, tmp_path):
     model = ksa.build_segmenter(tiny_backbone([4]), 4)
     dice = ksa.MaskLoss(keras.losses.Dice(axis=(1, 2)), ignore_class=[77, 255])
     focal = keras.losses.CategoricalFocalCrossentropy(from_logits=True)
-    model.compile(loss={"logits": dice, "aux": ksa.MaskLoss([focal], [2.0], 77)})
+    model.compile(
+        loss={"logits": dice, "aux": ksa.MaskLoss([focal], [2.0], 77)},
+        run_eagerly=EAGER,
+    )
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), "uint8")
     masks = images[..., 0] % 4
     masks[0, :3] = 77
@@ -174,9 +182,9 @@ def test_a_segmenter_trains_on_a_mix_and_is_saved(tiny_backbone, tmp_path):
         assert float(loaded.loss[output](masks, logits)) == float(loss(masks, logits))
 
 
-def test_a_users_own_dice_is_let_through(tiny_backbone):
+def test_a_loss_of_the_users_own_is_accepted(tiny_backbone):
     class Dice(keras.losses.Loss):
-        """One that takes class ids and logits."""
+        """A loss of class ids and logits that is named like one of Keras'."""
 
     model = ksa.build_segmenter(tiny_backbone([4]), 4)
     own = Dice()
@@ -247,12 +255,12 @@ MASK_LOSS_ERRORS = {
 @pytest.mark.parametrize(
     ("arguments", "error", "message"), MASK_LOSS_ERRORS.values(), ids=MASK_LOSS_ERRORS
 )
-def test_wrong_arguments_of_a_mix(arguments, error, message):
+def test_wrong_arguments_of_a_mix_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         ksa.MaskLoss(**arguments)
 
 
-def test_wrong_calls_of_a_mix():
+def test_wrong_calls_of_a_mix_raise():
     masks, logits = batch()
     loss = ksa.MaskLoss(mix())
     with pytest.raises(ValueError, match=r"takes no `sample_weight`.*`ignore_class`"):
@@ -267,7 +275,7 @@ def test_wrong_calls_of_a_mix():
 # Meaning
 
 
-def test_equals_keras_loss():
+def test_cross_entropy_equals_that_of_keras():
     masks, logits = batch()
     theirs = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=255)
     expected = float(theirs(masks.astype("int32"), logits))
@@ -276,7 +284,7 @@ def test_equals_keras_loss():
     assert (masks == 255).mean() > 0.1
 
 
-def test_class_weights_are_those_of_pytorch():
+def test_class_weights_weigh_as_in_pytorch():
     masks, logits = batch()
     table = np.array([0.3, 2, 0, 5])
     w = np.where(masks < 4, table[np.minimum(masks, 3)], 0)
@@ -294,23 +302,25 @@ def test_several_ignored_ids(ignore_class):
     assert float(loss(masks, logits)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("weights", [np.array([2, 0.5]), np.linspace(0, 3, 70)])
-def test_sample_weight_of_images_and_of_pixels(weights):
+@pytest.mark.parametrize(
+    "weights",
+    [np.array([2, 0.5]), np.linspace(0, 3, 70).reshape(2, 5, 7)],
+    ids=["of_images", "of_pixels"],
+)
+def test_sample_weight(weights):
     masks, logits = batch()
-    weights = weights.reshape(2, 5, 7) if weights.size == 70 else weights
     of_pixels = weights if weights.ndim == 3 else weights[:, None, None]
     counted = masks < 255
     terms = counted * of_pixels * cross_entropy(masks, logits)
-    # They leave the divisor: the number of pixels that count.
+    # The divisor stays the number of pixels that count.
     expected = terms.sum() / counted.sum()
     actual = ksa.SegmentationCrossentropy()(masks, logits, sample_weight=weights)
     assert float(actual) == pytest.approx(expected, rel=1e-6)
 
 
-def test_sample_weight_of_images_in_square_batches():
-    # As many images as columns: weights of images must not fall on columns.
+def test_sample_weight_of_images_is_not_taken_for_that_of_columns():
     masks, logits = batch(void=())
-    masks, logits = masks[:, :, :2], logits[:, :, :2]
+    masks, logits = masks[:, :, :2], logits[:, :, :2]  # as many columns as images
     expected = cross_entropy(masks, logits)[0].sum() / masks.size
     loss = ksa.SegmentationCrossentropy()
     actual = float(loss(masks, logits, sample_weight=np.array([1.0, 0.0])))
@@ -327,7 +337,7 @@ def test_gradient_is_softmax_minus_one_hot_on_counted_pixels():
 
 
 @pytest.mark.parametrize("wrong", [-1, 4, 100, 254])
-def test_ids_that_are_neither_class_nor_ignored_give_nan(wrong):
+def test_unknown_ids_give_nan(wrong):
     masks, logits = batch()
     masks = masks.astype("int32")
     masks[0, 2, 3] = wrong
@@ -338,7 +348,7 @@ def test_ids_that_are_neither_class_nor_ignored_give_nan(wrong):
         assert math.isfinite(float(again(masks, logits)))
 
 
-def test_void_must_be_named():
+def test_void_that_is_not_ignored_gives_nan():
     masks, logits = batch()
     assert math.isnan(float(ksa.SegmentationCrossentropy(None)(masks, logits)))
 
@@ -355,7 +365,7 @@ def test_dice_and_tversky_over_counted_pixels(axis):
     assert float(uneven(masks, logits)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_dice_of_all_in_one_is_a_mean_of_pixels():
+def test_dice_without_axis_is_a_mean_over_the_pixels():
     masks, logits = batch()
     truth, shares, counted = one_hot_and_shares(masks, logits)
     expected = 1 - (truth * shares).sum(-1)[counted].mean()
@@ -382,7 +392,7 @@ def test_focal_loss_over_counted_pixels(from_logits):
 
 
 @pytest.mark.parametrize("from_logits", [False, True])
-def test_cross_entropy_on_one_hot_masks_is_ours(from_logits):
+def test_categorical_cross_entropy_equals_the_sparse_one(from_logits):
     masks, logits = batch(void=(255, 254))
     theirs = keras.losses.CategoricalCrossentropy(from_logits)
     loss = ksa.MaskLoss(theirs, ignore_class=[254, 255])
@@ -409,7 +419,7 @@ def test_a_mix_is_the_weighted_sum():
     assert actual == pytest.approx(sum(values), rel=1e-5)
 
 
-def test_void_has_no_part_in_a_mix():
+def test_void_does_not_count_in_a_mix():
     masks, logits = (x[:1] for x in batch())
     loss = ksa.MaskLoss(mix())
     moved = gradient(loss, masks, logits)
@@ -420,8 +430,8 @@ def test_void_has_no_part_in_a_mix():
 
 
 @pytest.mark.parametrize("wrong", [-1, 4, 254])
-@pytest.mark.parametrize("member", [1, 3])
-def test_other_ids_make_a_mix_nan(wrong, member):
+@pytest.mark.parametrize("member", [1, 3], ids=["dice", "focal"])
+def test_unknown_ids_give_nan_in_a_mix(wrong, member):
     masks, logits = batch()
     masks = masks.astype("int32")
     masks[0, 2, 3] = wrong
@@ -434,7 +444,7 @@ def test_other_ids_make_a_mix_nan(wrong, member):
 
 
 @pytest.mark.parametrize("class_weight", [None, [1, 2, 3, 4]])
-def test_void_alone_gives_zero_and_no_gradient(class_weight):
+def test_a_batch_of_void_gives_zero_and_no_gradient(class_weight):
     logits = batch()[1][:1]
     masks = np.full((1, 5, 7), 255, "uint8")
     loss = ksa.SegmentationCrossentropy(class_weight=class_weight)
@@ -442,13 +452,13 @@ def test_void_alone_gives_zero_and_no_gradient(class_weight):
     np.testing.assert_array_equal(gradient(loss, masks, logits), 0)
 
 
-def test_void_alone_and_saturated_logits_in_a_mix():
-    logits = batch()[1][:1]
-    masks = np.full((1, 5, 7), 255, "uint8")
+def test_a_batch_of_void_and_large_logits_in_a_mix():
+    masks, logits = (x[:1] for x in batch())
+    void = np.full_like(masks, 255)
     loss = ksa.MaskLoss(mix())
-    assert float(loss(masks, logits)) == 0
-    np.testing.assert_array_equal(gradient(loss, masks, logits), 0)
-    moved = gradient(loss, batch()[0][:1], 1e4 * logits)
+    assert float(loss(void, logits)) == 0
+    np.testing.assert_array_equal(gradient(loss, void, logits), 0)
+    moved = gradient(loss, masks, 1e4 * logits)
     assert np.isfinite(moved).all() and np.abs(moved).max() > 0
 
 
@@ -457,7 +467,7 @@ def test_a_mix_computes_in_float32():
     loss = ksa.MaskLoss(mix())
     half = logits.astype("float16")
     assert float(loss(masks, half)) == float(loss(masks, half.astype("float32")))
-    # A sum of so many pixels leaves float16's range.
+    # The sum over so many pixels is beyond float16's range.
     zeros = np.zeros((1, 300, 300, 2), "float16")
     dice = ksa.MaskLoss(keras.losses.Dice(axis=(1, 2)))
     assert float(dice(zeros[..., 0], zeros)) == pytest.approx((1 / 3 + 1) / 2)
@@ -470,13 +480,13 @@ def test_large_logits_in_float16():
     assert float(loss(np.array([[[0, 0]]]), logits)) == pytest.approx(60000, rel=1e-3)
 
 
-def test_more_classes_than_uint8_counts():
+def test_more_classes_than_uint8_holds():
     logits = np.zeros((1, 1, 2, 300), "float32")
     masks = np.array([[[299, 65535]]], "int32")
     loss = ksa.SegmentationCrossentropy(65535)
     assert float(loss(masks, logits)) == pytest.approx(math.log(300), rel=1e-6)
 
 
-def test_a_reduction_that_is_no_mean():
+def test_a_reduction_that_is_not_a_mean_raises():
     with pytest.raises(ValueError, match="reduction='sum'"):
         ksa.SegmentationCrossentropy(reduction="sum")

@@ -1,6 +1,9 @@
+"""Tests of MeanIoU: its figures are those of scikit-learn."""
+
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 from keras import ops
 from sklearn import metrics as sk
 
@@ -18,7 +21,7 @@ def batch(num_classes=5, void=(255,), images=4, seed=0):
 
 
 def counted(masks, logits, ignored):
-    """Labels and predictions of the pixels that count."""
+    """Return labels and predictions of the pixels that count."""
     chosen = ~np.isin(masks, ignored)
     return masks[chosen], logits.argmax(-1)[chosen]
 
@@ -49,21 +52,21 @@ def test_reset_state():
 
 
 @pytest.mark.parametrize("num_classes", [1, 0, 2.0, True])
-def test_wrong_num_classes(num_classes):
+def test_wrong_num_classes_raises(num_classes):
     words = f"`num_classes` must be .*: num_classes={num_classes}"
     with pytest.raises(ValueError, match=words):
         ksa.MeanIoU(num_classes)
 
 
 @pytest.mark.parametrize("ignore_class", ["void", 255.0, True, [255, None]])
-def test_wrong_ignore_class(ignore_class):
+def test_wrong_ignore_class_raises(ignore_class):
     with pytest.raises(
         TypeError, match="`ignore_class` must be None, an integer id or"
     ):
         ksa.MeanIoU(3, ignore_class)
 
 
-def test_shapes_that_do_not_fit():
+def test_wrong_shapes_raise():
     masks, logits = batch()
     metric = ksa.MeanIoU(5)
     with pytest.raises(ValueError, match=r"one-hot masks.*masks of shape \(3, 6, 9\)"):
@@ -95,14 +98,14 @@ def test_equals_scikit_learn(ignored):
     assert report["mAcc"] == pytest.approx(np.mean(recall))
     assert report["aAcc"] == pytest.approx(sk.accuracy_score(labels, predicted))
     assert float(metric.result()) == pytest.approx(report["mIoU"], abs=1e-6)
-    if 2 not in ignored:  # scikit-learn warns of predicted classes that never occur
+    if 2 not in ignored:  # scikit-learn warns if a predicted class does not occur
         balanced = sk.balanced_accuracy_score(labels, predicted)
         assert report["mAcc"] == pytest.approx(balanced)
 
 
 def test_classes_that_do_not_occur_are_left_out():
     masks = np.array([[[0, 0, 1, 1]]])
-    logits = np.eye(4)[[[[0, 1, 1, 2]]]]  # class 2 predicted only, class 3 nowhere
+    logits = np.eye(4)[[[[0, 1, 1, 2]]]]  # class 2 only predicted, class 3 nowhere
     metric = ksa.MeanIoU(4)
     metric.update_state(masks, logits)
     report = metric.report()
@@ -130,7 +133,7 @@ def test_exact_past_the_range_of_int32():
     metric.low.assign(start)
     metric.high.assign([[9, 1], [0, 2**20]])
     metric.update_state(masks, logits)
-    # 2 hits carry, 1 fault carries, 2 hits carry and leave 0.
+    # Two hits carry, one error carries, and two hits carry with 0 left.
     np.testing.assert_array_equal(ops.convert_to_numpy(metric.low), [[1, 0], [0, 0]])
     np.testing.assert_array_equal(
         ops.convert_to_numpy(metric.high), [[10, 2], [0, 2**20 + 1]]
@@ -146,13 +149,16 @@ def test_exact_past_the_range_of_int32():
     assert float(metric.result()) == pytest.approx(iou.mean(), abs=1e-6)
 
 
-def test_inside_of_fit_and_evaluate():
+def test_fit_and_evaluate_report_it():
     masks, logits = batch(images=6)
     model = keras.Sequential([keras.Input((6, 9, 5)), keras.layers.Conv2D(5, 1)])
     metric = ksa.MeanIoU(5)
     # A rate of 0 keeps the weights, so that all batches see the same model.
     model.compile(
-        keras.optimizers.SGD(0.0), ksa.SegmentationCrossentropy(), metrics=[metric]
+        keras.optimizers.SGD(0.0),
+        ksa.SegmentationCrossentropy(),
+        metrics=[metric],
+        run_eagerly=EAGER,
     )
     history = model.fit(logits, masks, batch_size=4, epochs=2, verbose=0).history
     predicted = ops.convert_to_numpy(model(logits))
@@ -170,7 +176,7 @@ def test_inside_of_fit_and_evaluate():
 # Edges
 
 
-def test_nothing_counted_yet():
+def test_nothing_but_void_gives_zero_and_nan_in_the_report():
     metric = ksa.MeanIoU(3)
     metric.update_state(np.full((1, 2, 2), 255), np.zeros((1, 2, 2, 3)))
     assert float(metric.result()) == 0
@@ -178,7 +184,7 @@ def test_nothing_counted_yet():
     assert np.isnan([report[name] for name in ("mIoU", "mAcc", "aAcc")]).all()
 
 
-def test_ids_outside_the_classes_count_nowhere():
+def test_unknown_ids_do_not_count():
     metric = ksa.MeanIoU(3, ignore_class=None)
     metric.update_state(np.array([[[-1, 3, 255, 1]]]), np.eye(3)[[[[0, 1, 2, 1]]]])
     np.testing.assert_array_equal(metric.confusion_matrix(), np.diag([0, 1, 0]))
@@ -193,9 +199,6 @@ def test_logits_in_low_precision():
     np.testing.assert_array_equal(low.confusion_matrix(), metric.confusion_matrix())
 
 
-def test_sample_weights_are_refused():
-    metric = ksa.MeanIoU(2)
+def test_sample_weight_raises():
     with pytest.raises(ValueError, match="takes no `sample_weight`"):
-        metric.update_state(
-            np.zeros((1, 1, 1), int), np.zeros((1, 1, 1, 2)), np.ones((1,))
-        )
+        ksa.MeanIoU(5).update_state(*batch(), np.ones(4))
