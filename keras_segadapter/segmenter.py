@@ -164,7 +164,8 @@ class Segmenter(keras.Model):
         # Config
         if dtype is not None:
             self.dtype_policy = dtype
-        self.backbone = backbone
+        # Kept from Keras, which would count what is behind the last tap as a part.
+        object.__setattr__(self, "backbone", backbone)
         self.num_classes = num_classes
         self.stages = stages
         self.adapters = adapters

@@ -1,4 +1,4 @@
-"""A `.keras` file brings everything back: other processes, other backends, training."""
+"""Tests that files bring models back whole, in any process and on any backend."""
 
 import importlib.util
 import json
@@ -21,9 +21,10 @@ MASKS = RNG.integers(0, K, (4, 32, 48), "uint8")
 
 
 def trained(backbone):
+    """Build a model on a backbone and train it for one step."""
     model = build_segmenter(backbone, K)
     model.compile(ksa.AdamW(1e-3), run_eagerly=EAGER)
-    model.fit(IMAGES, MASKS, batch_size=2, verbose=0)
+    model.fit(IMAGES, MASKS, verbose=0)
     return model
 
 
@@ -40,30 +41,10 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [dict(), dict(aux="per_stage"), dict(aux=None), dict(adapters=False)],
-    ids=str,
-)
-def test_the_whole_comes_back(tiny_backbone, tmp_path, options):
-    model = build_segmenter(tiny_backbone(), K, name="mine", **options)
-    model.compile(ignore_class=[255, 7], aux_weight=0.3, run_eagerly=EAGER)
-    model.save(tmp_path / "model.keras")
-    keras.layers.Add()([keras.Input((4,))] * 2)  # operations get other names now
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert isinstance(loaded, ksa.Segmenter)
-    config, again = model.get_config(), loaded.get_config()
-    assert json.dumps(config, sort_keys=True) == json.dumps(again, sort_keys=True)
-    assert_equal([logits(model)], [logits(loaded)])
-    loaded.run_eagerly = EAGER
-    expected = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
-    assert loaded.evaluate(IMAGES, MASKS, verbose=0, return_dict=True) == expected
-
-
 LOAD = """
 import sys, json
 import keras, numpy as np
-keras.layers.Add()([keras.Input((4,))] * 2)  # another model was built there first
+keras.layers.Add()([keras.Input((4,))] * 2)  # as if another model was built before
 import keras_segadapter
 folder = sys.argv[1]
 model = keras.models.load_model(folder + "/model.keras")
@@ -75,9 +56,9 @@ print(keras.backend.backend(), model.jit_compile)
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def saved(tiny_backbone, tmp_path_factory):
-    """A model in a file, and for each backend a process that loads it meanwhile."""
+    """Save a model, and start a process per backend that loads it."""
     model, folder = trained(tiny_backbone()), tmp_path_factory.mktemp("saved")
     model.save(folder / "model.keras")
     np.save(folder / "images.npy", IMAGES)
@@ -99,7 +80,30 @@ def saved(tiny_backbone, tmp_path_factory):
         process.communicate()
 
 
-def test_weights_alone(tiny_backbone, tmp_path):
+# Contract
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(aux="per_stage"), dict(aux=None), dict(adapters=False)],
+    ids=["default", "aux_per_stage", "no_aux", "no_adapters"],
+)
+def test_a_loaded_model_is_the_saved_one(tiny_backbone, tmp_path, options):
+    model = build_segmenter(tiny_backbone(), K, name="mine", **options)
+    model.compile(ignore_class=[255, 7], aux_weight=0.3, run_eagerly=EAGER)
+    model.save(tmp_path / "model.keras")
+    keras.layers.Add()([keras.Input((4,))] * 2)  # gives operations other names
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, ksa.Segmenter)
+    config, again = model.get_config(), loaded.get_config()
+    assert json.dumps(config, sort_keys=True) == json.dumps(again, sort_keys=True)
+    assert_equal([logits(model)], [logits(loaded)])
+    loaded.run_eagerly = EAGER
+    expected = model.evaluate(IMAGES, MASKS, verbose=0, return_dict=True)
+    assert loaded.evaluate(IMAGES, MASKS, verbose=0, return_dict=True) == expected
+
+
+def test_a_file_of_weights_restores_the_weights(tiny_backbone, tmp_path):
     model = trained(tiny_backbone())
     model.save_weights(tmp_path / "model.weights.h5")
     other = build_segmenter(tiny_backbone(), K)
@@ -107,14 +111,7 @@ def test_weights_alone(tiny_backbone, tmp_path):
     assert_equal([logits(model)], [logits(other)])
 
 
-def test_a_file_says_auto_where_auto_was_asked_for(tiny_backbone, tmp_path):
-    # What "auto" came to on this machine must not be forced on the next one.
-    model = build_segmenter(tiny_backbone(), K)
-    model.compile()
-    assert model.get_compile_config()["jit_compile"] == "auto"
-
-
-def test_mixed_precision_is_kept_with_its_loss_scale(tiny_backbone, tmp_path):
+def test_mixed_precision_comes_back_with_its_loss_scale(tiny_backbone, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = trained(tiny_backbone())
@@ -125,7 +122,33 @@ def test_mixed_precision_is_kept_with_its_loss_scale(tiny_backbone, tmp_path):
     assert loaded.dtype_policy.name == "mixed_float16"
     assert type(loaded.optimizer) is type(model.optimizer)
     assert_equal(arrays(model.optimizer.variables), arrays(loaded.optimizer.variables))
+    loaded.run_eagerly = EAGER
     loaded.fit(IMAGES, MASKS, verbose=0)
+
+
+def test_jit_compile_auto_is_saved_as_auto(tiny_backbone):
+    # What "auto" means on this machine must not be forced on the next one.
+    model = build_segmenter(tiny_backbone(), K)
+    model.compile()
+    assert model.get_compile_config()["jit_compile"] == "auto"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_a_fresh_process_of_any_backend_loads_a_file(saved, backend):
+    model, folder, processes = saved
+    if backend not in processes:
+        pytest.skip(f"{backend} is not installed here")
+    printed, errors = processes[backend].communicate()
+    assert processes[backend].returncode == 0, errors
+    assert printed.startswith(backend)
+    result, *optimizer = np.load(folder / f"{backend}.npz").values()
+    np.testing.assert_allclose(result, model.predict(IMAGES, verbose=0), atol=1e-4)
+    for loaded, kept in zip(optimizer, arrays(model.optimizer.variables), strict=True):
+        np.testing.assert_allclose(loaded, kept, rtol=1e-6)
+
+
+# Edges
 
 
 def test_a_frozen_backbone_stays_frozen(tiny_backbone, tmp_path):
@@ -140,14 +163,28 @@ def test_a_frozen_backbone_stays_frozen(tiny_backbone, tmp_path):
     assert len(loaded.trainable_variables) > len(model.trainable_variables)
 
 
-def test_own_preprocessing_and_nested_backbones_come_back(tiny_backbone, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["tiny", pytest.param("MiTB0", marks=pytest.mark.integration)]
+)
+def test_layers_frozen_after_building_come_back_frozen(tmp_path, tiny_backbone, name):
+    backbone = ksa.MiTB0() if name == "MiTB0" else tiny_backbone()
+    model = build_segmenter(backbone, K, head=ksa.MLPHead(K, 8))
+    backbone.trainable = model.adapters[0].trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    shapes, expected = (
+        [tuple(v.shape) for v in m.trainable_variables] for m in (loaded, model)
+    )
+    assert shapes == expected
+    assert len(model.non_trainable_variables) == len(loaded.non_trainable_variables)
+
+
+def test_a_nested_backbone_and_custom_preprocessing_come_back(tiny_backbone, tmp_path):
     inputs = keras.Input((None, None, 3))
     nested = keras.Model(
         inputs, tiny_backbone()(keras.layers.Rescaling(0.01)(inputs)), name="resnet50"
     )
-    model = build_segmenter(
-        nested, K, preprocessing=keras.layers.Rescaling(0.5), taps=None
-    )
+    model = build_segmenter(nested, K, preprocessing=keras.layers.Rescaling(0.5))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_equal([logits(model)], [logits(loaded)])
@@ -164,31 +201,14 @@ def test_the_preprocessing_of_a_caffe_backbone_comes_back(tmp_path):
     assert_equal([logits(model)], [logits(loaded)])
 
 
-def test_what_was_frozen_is_frozen_after_loading(tmp_path, tiny_backbone):
-    for backbone in (tiny_backbone(), ksa.MiTB0()):
-        model = ksa.build_segmenter(backbone, 3, head=ksa.MLPHead(3, 8))
-        backbone.trainable = False
-        next(
-            layer for layer in model.layers if "adapter" in layer.name
-        ).trainable = False
-        model.save(tmp_path / "model.keras")
-        loaded = keras.models.load_model(tmp_path / "model.keras")
-        shapes, expected = (
-            [tuple(v.shape) for v in m.trainable_variables] for m in (loaded, model)
-        )
-        assert shapes == expected
-        assert len(model.non_trainable_variables) == len(loaded.non_trainable_variables)
-
-
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-def test_a_fresh_process_of_any_backend_loads_it(saved, backend):
-    model, folder, processes = saved
-    if backend not in processes:
-        pytest.skip(f"{backend} is not installed here")
-    printed, errors = processes[backend].communicate()
-    assert processes[backend].returncode == 0, errors
-    assert printed.startswith(backend)
-    result, *optimizer = np.load(folder / f"{backend}.npz").values()
-    np.testing.assert_allclose(result, model.predict(IMAGES, verbose=0), atol=1e-4)
-    for loaded, kept in zip(optimizer, arrays(model.optimizer.variables), strict=True):
-        np.testing.assert_allclose(loaded, kept, rtol=1e-6)
+def test_what_lies_behind_the_last_tap_is_no_part_but_is_kept(tiny_backbone, tmp_path):
+    backbone = tiny_backbone((4, 6, 8))
+    model = build_segmenter(backbone, K, taps=ksa.find_stages(backbone)[:2])
+    tail = backbone.get_layer("reduce_3")
+    assert tail not in model.layers
+    assert not {id(v) for v in tail.weights} & {id(v) for v in model.weights}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_equal(
+        arrays(loaded.backbone.get_layer("reduce_3").weights), arrays(tail.weights)
+    )

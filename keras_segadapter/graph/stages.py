@@ -15,14 +15,13 @@ class Stage:
     """A place in a backbone where a stage ends.
 
     A model's file keeps its stages. When it is loaded, the place at `position` must
-    have the same name, stride and channels; where it has not, since another version
-    counts positions in another way, the only place that has them is taken, and where
-    there is none or several, loading stops with an error.
+    have the same name, stride and channels. If it does not, because another version
+    counts positions differently, the only place with that name, stride and channels is
+    taken; if there is none, or several, loading stops with an error.
 
     Attributes:
         name: Name of the layer or operation there. Operations without a name of their
-            own (`add_2`) are numbered anew in each process; such a number is not
-            compared.
+            own (`add_2`) are numbered in each process, so the number is not compared.
         stride: Image pixels that a feature pixel (or a token) covers, measured.
         channels: Channels of the features.
         position: Index of the call among those of the backbone in order of execution,
@@ -173,11 +172,14 @@ def _position(graph, tap):
 def _position_of_stage(graph, stage):
     """Return the position of a stage found before, in this process or another."""
 
-    def facts(place):
-        return re.sub(r"_\d+$", "", place.name), place.stride, place.channels
+    def fits(place):
+        # Keras numbers what has no name; keras-hub puts a model's in front of its own.
+        one, other = (re.sub(r"_\d+$", "", p.name) for p in (place, stage))
+        same = (place.stride, place.channels) == (stage.stride, stage.channels)
+        return same and (one.endswith(other) or other.endswith(one))
 
     places = [_stage(graph, p) for p, grid in enumerate(graph.grids) if grid]
-    found = {p.position for p in places if facts(p) == facts(stage)}
+    found = {place.position for place in places if fits(place)}
     exact = {p for p in found if graph.calls[p].operation.name == stage.name}
     if stage.position in exact:
         return stage.position

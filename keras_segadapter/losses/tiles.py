@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_segadapter.layers.native import resize_bilinear
 
-TILE = 128  # pixels of the mask per side
+TILE = 64  # pixels of the mask per side
 
 
 def resized_crossentropy(labels, weights, scores):
