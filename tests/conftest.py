@@ -1,21 +1,22 @@
-"""What several test files share: a tiny backbone, seeds, the backend's name."""
+"""Settings and fixtures that several test files share."""
 
 import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# JAX compiles for most of its tests' time; the next run finds the results here.
+# Tests on JAX mostly wait for its compiler, whose results are kept for the next run.
 cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# What is compiled runs once or twice: XLA's optimisation would take longer.
+# Functions run only once or twice, so XLA's optimizations would take longer than they
+# save.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import pytest
 
-# For `compile(run_eagerly=EAGER)` in tests of a step or two that are about no graph:
-# TensorFlow traces for longer than those take; JAX compiles each operation by itself.
+# For `compile(run_eagerly=EAGER)` in tests of a few steps that are not about graphs.
+# TensorFlow's tracing takes longer than such steps; JAX would compile each operation.
 EAGER = keras.backend.backend() != "jax"
 
 
@@ -26,7 +27,7 @@ def seed():
 
 @pytest.fixture(scope="session")
 def tiny_backbone():
-    """Function that builds a residual net, one block a stage, strides 4, 8, ..."""
+    """Return a function that builds a residual net with a block at strides 4, 8, ..."""
 
     def build(channels=(4, 6), size=(None, None)):
         inputs = keras.Input((*size, 3))

@@ -1,4 +1,4 @@
-"""The package as a whole: its order, its documentation, its one place for backends."""
+"""Tests of the package as a whole: its order, its documentation, its names."""
 
 import ast
 import inspect
@@ -68,9 +68,16 @@ READING_ORDER = [
 ]
 
 
+# Their examples train on TensorFlow's graph, or count at full size.
+SLOW_EXAMPLES = ("Segmenter", "TrainingPictures", "cost_report")
+
+
 def module_path(name):
     path = PACKAGE / name.replace(".", "/")
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+# Contract
 
 
 def test_modules_import_only_what_stands_above_them():
@@ -92,15 +99,15 @@ def test_the_reading_order_names_every_module():
     assert found == set(READING_ORDER)
 
 
-def test_one_file_knows_the_backend():
+def test_only_three_files_depend_on_the_backend():
     knows = re.compile(r"backend\.backend\(|(import|from) (tensorflow|torch|jax)\b")
     files = [p.name for p in PACKAGE.rglob("*.py") if knows.search(p.read_text())]
-    # tfds.py opens tf.data's datasets and pictures.py writes TensorBoard's files,
-    # whichever backend trains.
+    # Whichever backend trains, tfds.py opens datasets of tf.data and pictures.py writes
+    # files for TensorBoard.
     assert sorted(files) == ["native.py", "pictures.py", "tfds.py"]
 
 
-def test_only_public_keras_names_and_no_assert():
+def test_only_public_names_of_keras_and_no_assert_are_used():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not isinstance(node, ast.Assert), path
@@ -111,6 +118,7 @@ def test_only_public_keras_names_and_no_assert():
 
 
 def public_objects():
+    """Yield what the package offers, by name."""
     for holder in (ksa, ksa.data):
         for name in holder.__all__:
             if callable(getattr(holder, name)):
@@ -126,15 +134,24 @@ def public_objects():
 PUBLIC = dict(public_objects())
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+def examples(name):
+    return re.findall(r"```python\n(.*?)```", inspect.getdoc(PUBLIC[name]), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.integration)
+        if name in SLOW_EXAMPLES
+        else name
+        for name in PUBLIC
+    ],
+)
 def test_a_public_docstring_has_an_example_that_runs(name, tmp_path, monkeypatch):
-    text = inspect.getdoc(PUBLIC[name])
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = examples(name)
     if not blocks:
-        others = (
-            "Segmenter|MiTB0|AdaptMiTB0|AdaptConvNeXtTiny|cost_report|evaluate_images"
-        )
-        assert re.search(rf"Example: see `({others})`\.", text)
+        other = re.search(r"Example: see `(\w+)`\.", inspect.getdoc(PUBLIC[name]))
+        assert other and examples(other[1])
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, name, "exec"), {"__name__": "example"})

@@ -1,4 +1,4 @@
-"""Mixed precision and compilation change the speed, not what is learnt."""
+"""Tests that mixed precision and compilation change the speed, not the result."""
 
 import contextlib
 
@@ -14,15 +14,15 @@ BACKEND = keras.backend.backend()
 K = 8
 IMAGES, MASKS = ksa.data.make_scenes(4, size=(32, 32))
 SMALL_IMAGES, SMALL_MASKS = IMAGES[:2, :16, :16], MASKS[:2, :16, :16]
-# Share of equal labels, largest difference of logits over their standard deviation, and
-# length of the difference of two steps over a step's. Measured, TensorFlow and torch:
-# 0.999, 0.03, 0.02 and 0.988, 0.09, 0.08.
+# Bounds of the share of equal labels, of the largest difference of logits relative to
+# their standard deviation, and of the length of the difference of two steps relative to
+# a step's. TensorFlow and torch give 0.999, 0.03, 0.02 and 0.988, 0.09, 0.08.
 BOUNDS = {"mixed_float16": (0.99, 0.09, 0.05), "mixed_bfloat16": (0.95, 0.3, 0.2)}
 
 
 @contextlib.contextmanager
 def under(policy):
-    """With this global policy, which is taken back."""
+    """Set the global dtype policy for a while."""
     keras.config.set_dtype_policy(policy)
     try:
         yield
@@ -30,22 +30,21 @@ def under(policy):
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def build(tiny_backbone):
-    """Function that builds a segmenter under a policy, which is taken back."""
+    """Return a function that builds a segmenter under a policy."""
 
     def segmenter(policy="float32"):
         with under(policy):
             head = ksa.MLPHead(K, channels=8, dropout=0.0)
             return ksa.build_segmenter(tiny_backbone(), K, head=head)
 
-    yield segmenter
-    keras.config.set_dtype_policy("float32")
+    return segmenter
 
 
 @pytest.fixture
 def smallest():
-    """Function that builds the least segmenter: compilers are slow on a CPU."""
+    """Return a function that builds a minimal segmenter, which compiles quickly."""
 
     def segmenter(policy="float32"):
         with under(policy):
@@ -63,12 +62,10 @@ def smallest():
 
 
 @pytest.fixture(scope="module")
-def learnt(tiny_backbone):
-    """Weights after a few steps, in which the adapters count."""
+def learned(build):
+    """Return weights after a few steps, with adapters that have an effect."""
     keras.utils.set_random_seed(0)
-    model = ksa.build_segmenter(
-        tiny_backbone(), K, head=ksa.MLPHead(K, channels=8, dropout=0.0)
-    )
+    model = build()
     model.compile(ksa.AdamW(2e-2), metrics=[], run_eagerly=EAGER)
     model.fit(IMAGES, MASKS, epochs=6, verbose=0)
     for variable in model.trainable_variables:
@@ -86,7 +83,7 @@ def dtype(value):
 
 
 def steps(model, weights):
-    """How far one step of plain gradient descent takes each weight, and the loss."""
+    """Return how one step of gradient descent changes the weights, and its loss."""
     model.set_weights(weights)
     model.compile(keras.optimizers.SGD(0.1), metrics=[], run_eagerly=EAGER)
     before = [array(v).copy() for v in model.trainable_variables]
@@ -97,15 +94,40 @@ def steps(model, weights):
     ), loss
 
 
-# Precision
+# Contract
+
+
+@pytest.mark.parametrize("policy", ["float32", *BOUNDS])
+def test_a_file_keeps_its_precision_under_another_policy(build, policy, tmp_path):
+    model = build(policy)
+    model.save(tmp_path / "model.keras")
+    with under("mixed_bfloat16" if policy == "float32" else "float32"):
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        *(array(m.for_inference()(IMAGES)) for m in (model, loaded))
+    )
+
+
+def test_jit_compile_auto_on_a_cpu_means_xla_only_on_jax(build):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        if len(tf.config.list_physical_devices()) > 1:
+            pytest.skip("this machine has a GPU")
+    model = build()
+    model.compile()
+    assert model.jit_compile is (BACKEND == "jax")
+
+
+# Meaning
 
 
 @pytest.mark.parametrize("policy, size", [("mixed_float16", 7), ("mixed_bfloat16", 1)])
-def test_predictions_and_gradients_agree_with_float32(build, learnt, policy, size):
+def test_predictions_and_gradients_agree_with_float32(build, learned, policy, size):
     exact, low = build(), build(policy)
     share, largest, gradient = BOUNDS[policy]
-    exact.set_weights(learnt)
-    # Features of rms 1, or of 7 as EfficientNet's; HSA grows with the square.
+    exact.set_weights(learned)
+    # The features have rms 1, or 7 as EfficientNet's; HSA grows with the square.
     reduce = exact.get_layer("reduce_1")
     reduce.set_weights([size * weight for weight in reduce.get_weights()])
     weights = exact.get_weights()
@@ -118,7 +140,7 @@ def test_predictions_and_gradients_agree_with_float32(build, learnt, policy, siz
     (step, loss), (low_step, low_loss) = (steps(m, weights) for m in (exact, low))
     assert low_loss == pytest.approx(loss, rel=largest)
     assert {dtype(v) for v in low.trainable_variables} == {"float32"}
-    # A loss scale that is not divided out again makes these 32768 times as long.
+    # With a loss scale that is not divided out, they would be 32768 times as long.
     assert np.linalg.norm(low_step - step) < gradient * np.linalg.norm(step)
 
 
@@ -131,79 +153,14 @@ def test_softmax_in_attention_agrees_with_float32(policy, tolerance):
     for layer in (exact, low):
         layer.build(x.shape)
     for layer in (exact.query, exact.key):
-        layer.kernel.assign(8 * array(layer.kernel))  # peaks, and even ones
+        layer.kernel.assign(8 * array(layer.kernel))  # some attention has peaks
     low.set_weights(exact.get_weights())
     expected, found = array(exact(x)), array(low(x)).astype("float32")
     assert np.abs(found - expected).max() < tolerance * expected.std()
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "paper_optimizer"])
-def test_a_step_that_overflows_is_left_out_and_the_next_counts(smallest, optimizer):
-    model = smallest("mixed_float16")
-    paper = optimizer == "paper_optimizer"
-    model.compile(
-        ksa.paper_optimizer(model, steps=9, warmup_steps=0) if paper else "auto",
-        metrics=[],
-        run_eagerly=EAGER,
-    )
-    scale = model.optimizer.dynamic_scale  # of the LossScaleOptimizer around it
-
-    def moved():
-        before = [array(v).copy() for v in model.trainable_variables]
-        model.fit(SMALL_IMAGES, SMALL_MASKS, verbose=0)
-        after = [array(v) for v in model.trainable_variables]
-        return [np.any(a != b) for a, b in zip(after, before, strict=True)]
-
-    scale.assign(2.0**60)
-    assert not any(moved())
-    assert float(scale) == 2.0**59 and int(model.optimizer.iterations) == 0
-    scale.assign(2.0**10)
-    assert all(moved())
-    assert float(scale) == 2.0**10 and int(model.optimizer.iterations) == 1
-
-
-def test_a_float16_backbone_alone_gets_a_loss_scale(tiny_backbone):
-    with under("mixed_float16"):
-        backbone = tiny_backbone()
-    model = ksa.build_segmenter(backbone, K)
-    sgd = keras.optimizers.SGD()
-    for optimizer in ("sgd", keras.optimizers.LossScaleOptimizer(sgd)):
-        model.compile(optimizer)
-        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-        assert isinstance(model.optimizer.inner_optimizer, keras.optimizers.SGD)
-    model.compile(auto_scale_loss=False)
-    assert isinstance(model.optimizer, ksa.AdamW)
-
-
-@pytest.mark.parametrize("policy", ["float32", *BOUNDS])
-def test_a_file_keeps_its_precision_under_another_policy(build, policy, tmp_path):
-    model = build(policy)
-    model.save(tmp_path / "model.keras")
-    keras.config.set_dtype_policy(
-        "mixed_bfloat16" if policy == "float32" else "float32"
-    )
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        *(array(m.for_inference()(IMAGES)) for m in (model, loaded))
-    )
-
-
-# Compilation
-
-
-def test_auto_on_a_cpu(build):
-    """XLA on JAX, whose steps it compiles anyway; no surprise elsewhere."""
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        if len(tf.config.list_physical_devices()) > 1:
-            pytest.skip("this is about machines without a GPU")
-    model = build()
-    model.compile()
-    assert model.jit_compile is (BACKEND == "jax")
-
-
-def test_compiled_learns_and_predicts_as_uncompiled(smallest):
+@pytest.mark.integration
+def test_a_compiled_model_learns_and_predicts_as_an_uncompiled_one(smallest):
     if BACKEND == "torch":
         pytest.skip("torch.compile takes minutes for Keras' training step, or fails")
     model = smallest()
@@ -223,18 +180,60 @@ def test_compiled_learns_and_predicts_as_uncompiled(smallest):
 
 
 # torch.export and inductor warn about their own code.
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")
-def test_torch_compiles_what_for_inference_gives(smallest):
+def test_torch_compile_of_the_inference_model(smallest):
     if BACKEND != "torch":
-        pytest.skip("torch.compile is for the torch backend")
+        pytest.skip("torch.compile works on the torch backend")
     import torch
 
     model = smallest()
     images = torch.from_numpy(SMALL_IMAGES).float()
-    # Exported first: torch.compile alone breaks Keras' calls into many graphs.
+    # It is exported first, since torch.compile alone breaks it into many graphs.
     with torch.no_grad():
         exported = torch.export.export(model.for_inference(), (images,))
         compiled = torch.compile(exported.module(), fullgraph=True)
         logits = array(compiled(images))
     np.testing.assert_allclose(logits, array(model.for_inference()(images)), atol=1e-5)
     np.testing.assert_array_equal(logits.argmax(-1), model.segment(SMALL_IMAGES))
+
+
+# Edges
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "paper_optimizer"])
+def test_a_step_that_overflows_is_skipped_and_the_next_counts(smallest, optimizer):
+    model = smallest("mixed_float16")
+    paper = optimizer == "paper_optimizer"
+    model.compile(
+        ksa.paper_optimizer(model, steps=9, warmup_steps=0) if paper else "auto",
+        metrics=[],
+        run_eagerly=EAGER,
+    )
+    scale = model.optimizer.dynamic_scale  # of LossScaleOptimizer
+
+    def moved():
+        before = [array(v).copy() for v in model.trainable_variables]
+        model.fit(SMALL_IMAGES, SMALL_MASKS, verbose=0)
+        after = [array(v) for v in model.trainable_variables]
+        return [np.any(a != b) for a, b in zip(after, before, strict=True)]
+
+    scale.assign(2.0**60)
+    assert not any(moved())
+    assert float(scale) == 2.0**59 and int(model.optimizer.iterations) == 0
+    scale.assign(2.0**10)
+    assert all(moved())
+    assert float(scale) == 2.0**10 and int(model.optimizer.iterations) == 1
+
+
+def test_a_float16_backbone_is_enough_for_a_loss_scale(tiny_backbone):
+    with under("mixed_float16"):
+        backbone = tiny_backbone()
+    model = ksa.build_segmenter(backbone, K)
+    sgd = keras.optimizers.SGD()
+    for optimizer in ("sgd", keras.optimizers.LossScaleOptimizer(sgd)):
+        model.compile(optimizer)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert isinstance(model.optimizer.inner_optimizer, keras.optimizers.SGD)
+    model.compile(auto_scale_loss=False)
+    assert isinstance(model.optimizer, ksa.AdamW)
