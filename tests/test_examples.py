@@ -1,6 +1,7 @@
-"""README and examples do what they say."""
+"""Tests of the README, the examples and the tables of the benchmarks."""
 
 import json
+import operator
 import os
 import re
 import runpy
@@ -17,10 +18,14 @@ from PIL import Image
 import keras_segadapter as ksa
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+RESULTS = ROOT / "benchmarks/results"
 CAMVID = ROOT.parent / "shared" / "camvid"
 
 
 def run(*arguments):
+    """Run a script in a fresh process, and return what it printed."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -33,12 +38,13 @@ def run(*arguments):
 
 
 def run_here(monkeypatch, *arguments):
-    """As `run`, in this process: without its imports."""
+    """Run a script in this process, which saves the time of its imports."""
     monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
     runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
 
 
 def write_folder(folder, count=4, size=(64, 96), seed=0):
+    """Write scenes and their masks into a folder as the examples read it."""
     images, masks = ksa.data.make_scenes(count, size=size, seed=seed)
     for kind, arrays in (("images", images), ("masks", masks)):
         (folder / kind).mkdir(parents=True)
@@ -47,28 +53,42 @@ def write_folder(folder, count=4, size=(64, 96), seed=0):
     return folder
 
 
+# Contract
+
+
 @pytest.mark.integration
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-    )
-    assert blocks
+def test_python_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in blocks:
+    for block in PYTHON:
         exec(compile(block, "README.md", "exec"), names)
     assert names["labels"].shape == (64, 96)
 
 
-def test_ci_runs_the_readmes_commands():
-    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
+def test_names_in_the_readme_exist():
+    names = set(re.findall(r"\bksa\.([\w.]*\w)", README))
+    assert len(names) > 10
+    for name in names:
+        operator.attrgetter(name)(ksa)
+
+
+def test_the_readmes_layer_runs():
+    (block,) = (block for block in PYTHON if "ksa.SegAdapter(" in block)
+    names = {"keras": keras, "ksa": ksa}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["adapted"].shape == (None, None, None, 64)
+    assert names["scores"].shape == (None, None, None, 8)
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    ci = (ROOT / ".ci/run").read_text()
     for command in ("python3 -m venv ", "pip install ", "pytest"):
-        assert f"\n{command}" in readme.replace(".venv/bin/", "")
+        assert f"\n{command}" in README.replace(".venv/bin/", "")
         assert re.search(rf"^ *(KERAS_BACKEND=\S+ )?{command}", ci, re.MULTILINE)
 
 
 @pytest.mark.integration
-def test_training_on_a_folder_then_predicting(tmp_path, monkeypatch, capsys):
+def test_train_on_a_folder_and_predict(tmp_path, monkeypatch, capsys):
     write_folder(tmp_path / "data/train")
     write_folder(tmp_path / "data/val", count=2, seed=1)
     options = ("--classes", 8, "--epochs", 1, "--batch", 2, "--out", tmp_path / "out")
@@ -77,7 +97,7 @@ def test_training_on_a_folder_then_predicting(tmp_path, monkeypatch, capsys):
     assert "device" in printed and "val_mIoU" in printed
     assert "validation mIoU: 0." in printed
     with Image.open(tmp_path / "out/pictures/epoch_0001.png") as picture:
-        assert picture.width > 8 * 240  # three, the coarse map, four stages
+        assert picture.width > 8 * 240  # image, mask, result, coarse map, stages
 
     photo = tmp_path / "photo.jpg"
     Image.new("RGB", (75, 50), "gray").save(photo)
@@ -88,68 +108,61 @@ def test_training_on_a_folder_then_predicting(tmp_path, monkeypatch, capsys):
         assert picture.size == (75, 50) and picture.mode == "RGB"
 
 
-def rows_of(path):
-    cells = [line.split("|")[1:-1] for line in path.read_text().splitlines()]
+def rows_of(text):
+    """Return the rows of the tables in a Markdown text as lists of cells."""
+    cells = [line.split("|")[1:-1] for line in text.splitlines()]
     return [[cell.strip() for cell in row] for row in cells if row]
 
 
-def test_the_readmes_tables_are_those_that_the_benchmarks_wrote():
-    readme = rows_of(ROOT / "README.md")
-    costs = rows_of(ROOT / "benchmarks/results/costs.md")
+def test_tables_of_costs_and_backbones_are_those_of_the_benchmarks():
+    readme = rows_of(README)
+    costs = rows_of((RESULTS / "costs.md").read_text())
     adapted = [row for row in costs if row[0].startswith("Adapt-")]
     adapted = [row for row in adapted if row[1:3] == ["ADE20K, 512", "256"]]
     assert len(adapted) == 7
     for name, _, _, parameters, _, ours, concatenated, published, *_ in adapted:
         assert [name, parameters, ours, concatenated, published] in readme
-    backbones = rows_of(ROOT / "benchmarks/results/backbones.md")
+    backbones = rows_of((RESULTS / "backbones.md").read_text())
     assert len(backbones) > 40 and all(row in readme for row in backbones)
 
 
-def test_the_accuracy_table_is_what_every_arm_and_seed_gave():
+def test_the_table_of_accuracy_holds_every_arm_and_seed():
     camvid = runpy.run_path(str(ROOT / "benchmarks/camvid.py"))
-    results = ROOT / "benchmarks/results"
-    runs = json.loads((results / "camvid.json").read_text())["runs"]
+    runs = json.loads((RESULTS / "camvid.json").read_text())["runs"]
     planned = [(arm, seed) for arm in camvid["ARMS"] for seed in camvid["SEEDS"]]
     assert [(run["arm"], run["seed"]) for run in runs] == planned
     assert all(run["settings"] == camvid["SETTINGS"] for run in runs)
     table = [*camvid["by_arm"](runs), "", *camvid["differences"](runs)]
-    assert (results / "camvid.md").read_text() == "\n".join(table) + "\n"
-    readme = rows_of(ROOT / "README.md")
-    assert all(row in readme for row in rows_of(results / "camvid.md"))
+    written = (RESULTS / "camvid.md").read_text()
+    assert written == "\n".join(table) + "\n"
+    readme = rows_of(README)
+    assert all(row in readme for row in rows_of(written))
 
 
-def test_the_speed_tables_are_what_was_measured():
+def test_tables_of_speed_are_those_of_the_benchmark():
     speed = runpy.run_path(str(ROOT / "benchmarks/speed.py"))
-    path = ROOT / "benchmarks/results/speed.json"
-    written = path.with_suffix(".md")
-    assert written.read_text() == speed["tables"](json.loads(path.read_text()))
-    section = (ROOT / "README.md").read_text().split("## Speed")[1].split("\n## ")[0]
+    written = (RESULTS / "speed.md").read_text()
+    measured = json.loads((RESULTS / "speed.json").read_text())
+    assert written == speed["tables"](measured)
+    section = README.split("## Speed")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(rows) > 10 and set(rows) <= set(written.read_text().splitlines())
+    assert len(rows) > 10 and set(rows) <= set(written.splitlines())
 
 
 @pytest.mark.integration
-def test_the_layer_in_a_model_of_ones_own(monkeypatch, capsys):
+def test_add_layer(monkeypatch, capsys):
     run_here(monkeypatch, "examples/add_layer.py")
     assert "mask_mIoU" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_the_layer_in_a_vision_transformer():
+def test_vision_transformer():
     printed = run("examples/vision_transformer.py")
     assert "mask_mIoU" in printed and "logits_loss" in printed
 
 
-def test_a_folder_with_faulty_masks_stops_before_training(tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "data")
-    Image.fromarray(np.full((64, 96), 99, "uint8")).save(folder / "masks/2.png")
-    options = ("--data", folder, "--classes", 8, "--epochs", 1)
-    with pytest.raises(ValueError, match=r"(?s)2\.png.*99"):
-        run_here(monkeypatch, "examples/train.py", *options)
-
-
 def write_dataset(folder, layout):
-    """Four training and two validation pictures as a dataset unpacks."""
+    """Write four training and two validation images in a public dataset's layout."""
     image_folder, mask_folder, endings, ids = {
         "ade20k": ("images/{}", "annotations/{}", (".jpg", ".png"), (0, 150)),
         "cityscapes": (
@@ -181,7 +194,7 @@ def write_dataset(folder, layout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ade20k", "cityscapes", "pascal_voc"])
-def test_training_on_a_dataset_as_it_was_unpacked(tmp_path, layout):
+def test_train_on_a_dataset_as_unpacked(tmp_path, layout):
     write_dataset(tmp_path / layout, layout)
     options = ("--epochs", 1, "--batch", 2, "--crop", 32, 32, "--out", tmp_path / "out")
     printed = run("examples/train.py", "--data", tmp_path / layout, *options)
@@ -190,8 +203,8 @@ def test_training_on_a_dataset_as_it_was_unpacked(tmp_path, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # tensorflow-datasets warns of its own
-def test_training_on_a_name_of_tensorflow_datasets(tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore")  # tensorflow-datasets warns about itself
+def test_train_on_a_dataset_of_tensorflow_datasets(tmp_path, monkeypatch, capsys):
     tfds = pytest.importorskip("tensorflow_datasets")
     import tensorflow as tf
 
@@ -214,23 +227,14 @@ def test_training_on_a_name_of_tensorflow_datasets(tmp_path, monkeypatch, capsys
     assert (tmp_path / "out/model.keras").exists()
 
 
-def test_an_unknown_backbone_stops_the_example(tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "data")
-    options = ("--data", folder, "--classes", 8, "--backbone", "ResNet9")
-    with pytest.raises(SystemExit, match=r"keras.applications has no such model"):
-        run_here(monkeypatch, "examples/train.py", *options)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "library", ["applications", "keras_segadapter", "keras_hub", "keras_cv"]
 )
-def test_backbones_of_each_library(tmp_path, library):
-    import json
-
+def test_train_a_backbone_of_each_library(tmp_path, library):
     import test_stages
 
-    # Names of presets need a network; a folder of the same form does not.
+    # A preset's name needs the network; a folder of the same form does not.
     if library == "keras_hub":
         test_stages.hub_resnet().save_to_preset(tmp_path / "preset")
     if library == "keras_cv":
@@ -253,7 +257,7 @@ def test_backbones_of_each_library(tmp_path, library):
 
 
 @pytest.mark.slow
-def test_the_main_job_reaches_a_sensible_miou_in_time(tmp_path):
+def test_training_on_the_scenes_reaches_its_miou_in_time(tmp_path):
     started = time.monotonic()
     printed = run("examples/train.py", "--out", tmp_path)
     assert time.monotonic() - started < 300
@@ -263,7 +267,26 @@ def test_the_main_job_reaches_a_sensible_miou_in_time(tmp_path):
 
 def test_camvid_is_read():
     if not CAMVID.is_dir():
-        pytest.skip("the folder of street scenes is not beside this checkout")
+        pytest.skip("the street scenes are not beside this checkout")
     report = ksa.data.check_folder(CAMVID / "val", num_classes=11)
     assert report["images"] == 101 and report["sizes"] == [(360, 480)]
     assert report["pixels"].min() > 0
+
+
+# Edges
+
+
+def test_wrong_masks_raise_before_training(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "data")
+    Image.fromarray(np.full((64, 96), 99, "uint8")).save(folder / "masks/2.png")
+    options = ("--data", folder, "--classes", 8, "--epochs", 1)
+    with pytest.raises(ValueError, match=r"(?s)2\.png.*99"):
+        run_here(monkeypatch, "examples/train.py", *options)
+
+
+def test_an_unknown_backbone_stops_the_example(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "data")
+    options = ("--data", folder, "--classes", 8, "--backbone", "ResNet9")
+    message = "has no such model.*Received: --backbone ResNet9"
+    with pytest.raises(SystemExit, match=message):
+        run_here(monkeypatch, "examples/train.py", *options)
