@@ -1,13 +1,13 @@
-"""Which backbones can be adapted: every family built, trained one step, saved, loaded.
+"""Benchmark of backbones: each is adapted, trained for one step, saved and loaded.
 
-    python benchmarks/backbones.py                  # what is not done yet
+    python benchmarks/backbones.py                  # the rows that are missing
     python benchmarks/backbones.py --backend torch  # on one backend
-    python benchmarks/backbones.py --again vit      # the rows with "vit" once more
+    python benchmarks/backbones.py --again vit      # rows with "vit" in them again
 
-A row runs in a process of its own with a time limit, so a crash is a row and not the
-end. Weights are random: nothing is downloaded. Where a published network is heavy, a
-thin one of its structure stands for it. results/backbones.json grows row by row;
-results/backbones.md is its table.
+Each row runs in its own process with a time limit, so that a crash ends only that row.
+Weights are random, and nothing is downloaded. Where a published network is heavy, a
+thin one of the same structure takes its place. results/backbones.json grows row by row,
+and results/backbones.md is its table.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "backbones.json"
 BACKENDS = ("tensorflow", "torch")
 PACKAGES = ("keras", "keras-hub", "keras-cv", "numpy", *BACKENDS)
-TIME_LIMIT = 600  # seconds a row
-LIBRARIES = {  # module, arguments that all its backbones take
+TIME_LIMIT = 600  # seconds per row
+LIBRARIES = {  # module and arguments of all its backbones
     "keras.applications": (
         "keras.applications",
         {"include_top": False, "weights": None, "input_shape": (None, None, 3)},
@@ -89,8 +89,8 @@ mobilenet_v5 = stacks(
 vit = {"num_layers": 4, "hidden_dim": 48, "num_heads": 3, "patch_size": 16,
        "intermediate_dim": 192, "image_shape": (64, 64, 3)}
 
-# Library, class, what tells it from others of the class, pixels a side, arguments, and
-# the published block outputs: channels at strides 4, 8, 16 and 32, or as {stride: ...}.
+# Library, class, variant of the class, height and width of images, arguments, channels
+# of the published stages: at strides 4, 8, 16 and 32, or as {stride: channels}.
 FAMILIES = [
     *[("keras.applications", name, "", size, {}, channels) for name, size, channels in (
         ("ConvNeXtTiny", 64, (96, 192, 384, 768)),
@@ -107,7 +107,7 @@ FAMILIES = [
         ("ResNet50V2", 64, RESNET),
         ("VGG16", 64, (256, 512, 512, 512)),
         ("Xception", 128, (128, 256, 728, 2048)))],
-    # Of open size, it takes an odd map and its half for maps of the same size.
+    # With an open size, it takes an odd map and half of it for maps of one size.
     ("keras.applications", "NASNetMobile", "", 224, {"input_shape": (224, 224, 3)},
      (44, 264, 528, 1056)),
     *[("keras-hub", f"{name}Backbone", *rest) for name, *rest in (
@@ -178,7 +178,8 @@ FAMILIES = [
       for name in ("CLIP", "MetaCLIP2", "SigLIP")],
     *[("keras-cv", f"{name}Backbone", *rest) for name, *rest in (
         ("ResNet", "18", 64, cv_resnet, BASIC),
-        # Its strides are in a stage's last block: the next one's first has widened.
+        # The first block of a stage widens and its last one has the stride, so the maps
+        # of a stride end with the channels of the next stage.
         ("ResNetV2", "18", 64, cv_resnet, (128, 256, 512, 512)),
         ("EfficientNetLite", "B0", 64, efficientnet | {
             "width_coefficient": 1.0, "depth_coefficient": 1.0}, EFFICIENTNET),
@@ -204,9 +205,10 @@ REASONS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=BACKENDS, help="both by default")
-    parser.add_argument("--again", metavar="NAME", help="redo rows with this in them")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--backend", choices=BACKENDS, help="the backend to run on (default: both)")
+    add("--again", metavar="NAME", help="run rows with NAME in them again")
+    add("--child", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child is not None:
         return try_family(*FAMILIES[args.child])
@@ -217,7 +219,7 @@ def main():
     }
     if RESULTS.exists():
         old = json.loads(RESULTS.read_text())
-        if old["versions"] == results["versions"]:  # else all of it is out of date
+        if old["versions"] == results["versions"]:  # Otherwise it is out of date.
             names = [(family[0], family_name(family)) for family in FAMILIES]
             results["rows"] = [
                 row for row in old["rows"] if (row["library"], row["family"]) in names
@@ -256,7 +258,7 @@ def find_row(rows, family, backend):
 
 
 def run_child(index, backend):
-    """Try one family in another process; the line it printed last is the row."""
+    """Try one family in another process, and return its row, the last line printed."""
     start = time.perf_counter()
     environment = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment |= {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
@@ -279,7 +281,7 @@ def run_child(index, backend):
 
 
 def try_family(library, name, _, size, arguments, published):
-    """Print the row before every step: `error` names the step until it is done."""
+    """Try one family, and print its row before each step, which its `error` names."""
     row = {"stages": [], "strides": [], "channels": [], "step": None, "saved": False}
     faults = []
 
@@ -337,7 +339,7 @@ def try_family(library, name, _, size, arguments, published):
 
 def as_published(strides, channels, published):
     found = list(zip(strides, channels, strict=True))
-    if isinstance(published, dict):  # a plain transformer may be tapped in many places
+    if isinstance(published, dict):  # A plain transformer may have many taps.
         return list(dict.fromkeys(found)) == list(published.items())
     return found == list(zip((4, 8, 16, 32), published, strict=True))
 

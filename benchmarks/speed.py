@@ -1,14 +1,14 @@
-"""Time and memory beside the neighbours: inference, training, exported files, growth.
+"""Benchmark of time and memory beside other libraries, in inference and training.
 
     pip install -e ".[all,dev]"
     python benchmarks/speed.py
 
-Each line of the plan runs in a process of its own with its backend or runtime; the
-processes take turns, a call or three each a round, so that whatever else the machine
-does falls on all alike. Medians, and ratios to the line named in the table. Memory is
-the peak resident size of the process. Weights are random. A section that
-results/speed.json holds is not measured again: stop and go on as you like, or delete
-the file to start anew. `python benchmarks/speed.py report` makes the tables again.
+Each task runs in its own process, in its backend or runtime. The processes of a section
+take turns of one or three calls, so that other load on the machine affects all alike.
+The tables show medians, and ratios to their first row. Memory is the peak resident size
+of the process. Weights are random. Sections in results/speed.json are not measured
+again, so the script can be stopped at any time; delete the file to start over.
+`python benchmarks/speed.py report` only writes the tables again.
 """
 
 import argparse
@@ -33,14 +33,16 @@ PACKAGES = (
 )
 OURS = ("AdaptMiTB0", "AdaptConvNeXtTiny")
 PEERS = ("SegFormer-B0", "UPerNet-ConvNeXt-T")  # of transformers
-# What runs, by section: the first of a group is what the others are compared with.
 RUNTIMES = ("onnxruntime", "openvino", "openvino bfloat16")
 BACKENDS = ("tensorflow", "jax", "torch")
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", "": "SavedModel"}
 
 
 def plan():
-    """Sections: a title, the number of rounds, and the tasks that take turns."""
+    """Yield sections: a title, the number of rounds, and the tasks that take turns.
+
+    The times of a section are compared with those of its first task.
+    """
     small, large = OURS
     yield from beside_peers(PEERS[0], small, batch=1)
     yield the_head(small)
@@ -51,7 +53,7 @@ def plan():
     yield growth("train", small)
     yield from beside_peers(PEERS[0], small, batch=8)
     yield from beside_peers(PEERS[1], large, batch=1)
-    # Whole logits beside these would not fit into 24 GB.
+    # With whole logits as well, these would not fit into 24 GB.
     yield with_and_without_adapters(large, "tensorflow", losses=("tiles",))
     yield with_and_without_adapters(large, "torch", losses=("tiles",))
     yield from beside_peers(PEERS[1], large, batch=8)
@@ -62,7 +64,7 @@ def beside_peers(peer, ours, batch):
     if peer == "SegFormer-B0":
         pairs.append(("SegFormer-B0 at 1/4 size", "torch"))
         pairs.append(("keras-hub SegFormer-B0", "torch"))
-    # XLA on a CPU is slow at depthwise convolutions: not eight images too.
+    # XLA on a CPU is slow at depthwise convolutions, so JAX has no batches of eight.
     backends = [name for name in BACKENDS if name != "jax" or batch == 1]
     pairs += [(ours, backend) for backend in backends]
     files = [[(name, runtime) for name in (peer, ours)] for runtime in RUNTIMES]
@@ -71,7 +73,7 @@ def beside_peers(peer, ours, batch):
         rounds = 9 if peer == "SegFormer-B0" else 4
         yield title, rounds, [infer(*pair, batch) for pair in sum(files, pairs)]
         return
-    # What all of them keep between their turns does not fit into 24 GB.
+    # The memory that all of them keep between their turns does not fit into 24 GB.
     for on in ("torch", "tensorflow", *RUNTIMES[:2]):
         tasks = [infer(*pair, batch) for pair in sum(files, pairs) if pair[1] == on]
         yield f"{title}, {on}", 3 if peer == "SegFormer-B0" else 2, tasks
@@ -121,19 +123,20 @@ def growth(do, model):
     return f"growth: {do}", 4, tasks
 
 
-# In a process of its own: one task, a call whenever a line comes in
+# One task, in its own process
 
 
 def serve(task):
+    """Prepare a task, then make timed calls for each line that comes in."""
     facts = {}
     if task["do"] == "export":
         call, facts = exported(task)
     else:
         call = {"infer": inference, "train": training}[task["do"]](task)
-    call()  # traces, compiles, allocates
+    call()  # to trace, compile and allocate
     print("ready", json.dumps(facts), flush=True)
     for _ in sys.stdin:
-        # The first call of a turn finds cold caches: three, where that is short.
+        # The first call of a turn finds cold caches, so short tasks make three.
         short = task["do"] != "train" and task.get("batch", 1) == 1
         seconds = [timed(call) for _ in range(3 if short else 1)]
         print(json.dumps([seconds, peak()]), flush=True)
@@ -146,14 +149,14 @@ def timed(call):
 
 
 def peak():
-    """Peak resident size, MB."""
+    """Return the peak resident size of this process in MB."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def inference(task):
-    """Function that segments a batch once, to logits at image size."""
+    """Return a function that segments a batch into logits at image size."""
     import numpy as np
 
     batch, size = task["batch"], task.get("size", SIZE)
@@ -198,7 +201,7 @@ def without_gradients(call):
 
 
 def build(task):
-    """The network of a task; transformers' with the resize of its post-processing."""
+    """Build the network of a task, with the resize to image size for transformers'."""
     name, classes = task["model"], task.get("classes", CLASSES)
     if name.split(" ")[0] in PEERS:
         import torch
@@ -240,7 +243,7 @@ def build(task):
 
 
 def head(concatenated):
-    """Function that runs the head on MiT-B0's stages, ours or the paper's way."""
+    """Return a function that runs our or the paper's head on MiT-B0's stages."""
     from keras import ops
 
     import keras_segadapter as ksa
@@ -283,7 +286,7 @@ def keras_hub_segformer(classes):
 
 
 def in_runtime(task, images):
-    """The network as an ONNX file, in ONNX Runtime or OpenVINO."""
+    """Return a function that runs the network, as an ONNX file, in a runtime."""
     import torch
 
     channels_first = task["model"] in PEERS
@@ -316,10 +319,10 @@ def in_runtime(task, images):
 
 
 def exported(task):
-    """Function that segments a scene with an exported file; how that agrees with Keras.
+    """Return a function that runs an exported file, and how it agrees with Keras.
 
-    The weights are random, so that many pixels are nearly undecided: float32 must agree
-    all the same, 8 bits can't. tests/test_export.py has a model that was trained.
+    With random weights many pixels are nearly undecided, on which files in 8 bits can't
+    agree, while those in float32 must. tests/test_export.py uses a trained model.
     """
     import numpy as np
 
@@ -344,10 +347,11 @@ def exported(task):
 
 
 def training(task):
-    """Function that does one training step: both losses, AdamW, mIoU.
+    """Return a function that makes one training step with both losses, AdamW and mIoU.
 
-    `loss` is "tiles" for our loss, "whole" for Keras' on logits resized as a whole, and
-    "model" for losses at the scores' own size: what the model itself takes.
+    The task's `loss` is "tiles" for our loss, "whole" for Keras' on logits resized as a
+    whole, or "model" for Keras' at the size of the scores, which shows what the model
+    itself takes.
     """
     import keras
     import numpy as np
@@ -362,7 +366,7 @@ def training(task):
     masks = rng.integers(0, classes, (batch, size, size), "int32")
     whole = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if task["loss"] == "model":
-        # As in `compile`, without what resizes the scores.
+        # This bypasses the wrappers of `Segmenter.compile` that resize the scores.
         loss = dict.fromkeys(
             model.output, lambda mask, scores: whole(mask[:, ::4, ::4], scores)
         )
@@ -373,10 +377,11 @@ def training(task):
     return lambda: model.train_on_batch(images, masks)
 
 
-# All of them in turns, and what they gave
+# All tasks, in turns
 
 
 def measure():
+    """Measure the sections that have no results yet."""
     results = {
         "command": "python benchmarks/speed.py",
         "machine": machine(),
@@ -389,7 +394,7 @@ def measure():
     for section, rounds, tasks in plan():
         if section in done:
             continue
-        # All are ready before one is timed.
+        # All of them are ready before the first is timed.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             workers = list(pool.map(start, tasks))
         figures = [[] for _ in tasks]
@@ -415,8 +420,11 @@ def measure():
 
 
 def start(task):
-    """A process that is ready for its first timed call, and what it found out before;
-    None if it failed."""
+    """Start a task's process and wait until it is ready for the first timed call.
+
+    Returns:
+        The process and the facts that it printed, or None if it failed.
+    """
     backend = task["on"] if task["on"] in BACKENDS else "torch"
     worker = subprocess.Popen(
         [sys.executable, __file__, "--task", json.dumps(task)],
@@ -448,7 +456,7 @@ def report():
 
 
 def tables(results):
-    """All of the tables, as Markdown."""
+    """Return all tables as Markdown."""
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     lines = [f"{results['machine']}; {versions}.", ""]
     sections = {}
@@ -463,7 +471,7 @@ def tables(results):
 
 
 def table(runs):
-    """Medians, and their ratio to the first run's."""
+    """Yield the lines of a table of medians and their ratios to the first run's."""
     if runs[0]["do"] == "export":
         yield from files_table(runs)
         return
@@ -473,7 +481,7 @@ def table(runs):
         if "seconds" not in run:
             yield f"| {what(run)} | {run['on']} | failed | | |"
             continue
-        # Exporting takes more memory than the runtimes do.
+        # Where a file is exported first, the peak is that of the export.
         shown = run["do"] == "train" or run["model"].startswith("head")
         memory = run["memory_mb"] if shown else ""
         yield (
@@ -483,7 +491,7 @@ def table(runs):
 
 
 def files_table(runs):
-    """How exported files agree with Keras, what they take and weigh."""
+    """Yield the lines of the table of exported files."""
     yield "| format | made on | logits differ by | class ids agree | ms | file, MB |"
     yield "|---|---|---|---|---|---|"
     for run in runs:
@@ -497,7 +505,7 @@ def files_table(runs):
 
 
 def changes(sections):
-    """What adapters cost, and losses in tiles save, as ratios."""
+    """Yield the lines of the table of ratios: what adapters cost, what tiles save."""
     yield (
         "| model | on | adapters: time | adapters: memory | in tiles: time "
         "| in tiles: memory above the model's |"
@@ -524,6 +532,7 @@ def median(run):
 
 
 def what(run):
+    """Return the name of a run in a table."""
     name = run["model"]
     if run["do"] == "train" and "adapters" in run:
         name += "" if run["adapters"] else ", no adapters"
@@ -538,7 +547,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("do", nargs="?", choices=("measure", "report"))
+    parser.add_argument(
+        "do", nargs="?", choices=("measure", "report"), help="what to do"
+    )
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
