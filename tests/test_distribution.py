@@ -79,7 +79,7 @@ def run_recipe(case):
 
 
 def several_devices(case, folder):
-    """Run a recipe, and return its models and logs: one each, on torch per process."""
+    """Run a recipe, and return its models and logs, one of each per process."""
     launch = []
     flags = [os.environ["XLA_FLAGS"], "--xla_force_host_platform_device_count"]
     if BACKEND == "torch":

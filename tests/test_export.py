@@ -182,7 +182,7 @@ def test_onnx_of_the_papers_model(tmp_path, example):
 
 
 INT8 = {"size": FIXED, "photos": [0]}
-ERRORS = {"unknown_ending": (".pb", {}, r"must end with .onnx, .tflite.*model\.pb")}
+ERRORS = {"unknown_ending": (".pb", {}, "must end with .onnx, .tflite")}
 if BACKEND != "tensorflow":
     ERRORS["open_litert"] = (".tflite", {}, "KERAS_BACKEND=tensorflow")
 if BACKEND == "torch":
@@ -198,7 +198,7 @@ if BACKEND == "jax":
 def test_unsupported_exports_raise(tmp_path, example, model, ending, options, message):
     if ending == ".onnx":
         need(ending)
-    with pytest.raises(ValueError, match=f"(?s){message}.*Received: OUT="):
+    with pytest.raises(ValueError, match=f"{message}.*Received: OUT=.*model{ending}"):
         example["export"](model, tmp_path / f"model{ending}", **options)
     assert not list(tmp_path.iterdir())
 
