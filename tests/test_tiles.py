@@ -122,8 +122,7 @@ def whole():
     "aux, eager",
     [
         pytest.param("sum", EAGER, id="eager"),
-        pytest.param("sum", False, id="graph", marks=pytest.mark.integration),
-        pytest.param("per_stage", EAGER, id="per_stage", marks=pytest.mark.integration),
+        pytest.param("per_stage", False, id="graph", marks=pytest.mark.integration),
     ],
 )
 def test_training_and_evaluation_equal_those_on_whole_logits(aux, eager, monkeypatch):
