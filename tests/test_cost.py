@@ -235,7 +235,9 @@ def test_the_head_projects_before_it_resizes():
     assert resizes.parameters == 0
 
 
-@pytest.mark.parametrize("num_classes", [19, 150])
+@pytest.mark.parametrize(
+    "num_classes", [pytest.param(19, marks=pytest.mark.integration), 150]
+)
 def test_adapters_cost_what_the_papers_formula_says(num_classes):
     k = num_classes
     report = cost_report(ksa.build_segmenter(ksa.MiTB0(), k), (64, 96))
@@ -259,9 +261,10 @@ def test_adapt_mit_b0_costs_what_the_paper_says():
     assert abs(baseline / 1e9 - 8.4) < 0.05
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "backbone, millions",
-    [(ksa.MiTB1, 17.3), pytest.param(ksa.MiTB2, 28.4, marks=pytest.mark.integration)],
+    [(ksa.MiTB1, 17.3), (ksa.MiTB2, 28.4)],
 )
 def test_parameters_are_the_published_ones(backbone, millions):
     report = cost_report(ksa.build_segmenter(backbone(), 150), 64)

@@ -141,7 +141,9 @@ def test_trains_saves_and_loads(name, tmp_path):
     assert rates[-1] == 0.5 and again == rates
 
 
-@pytest.mark.parametrize("kind", ["batch norms", "MiT"])
+@pytest.mark.parametrize(
+    "kind", ["batch norms", pytest.param("MiT", marks=pytest.mark.integration)]
+)
 def test_a_frozen_backbone_stays_and_everything_else_moves(tiny_backbone, kind):
     if kind == "MiT":
         model = models.AdaptMiTB0(K, head_channels=8)

@@ -143,7 +143,9 @@ def test_between_the_adapters_the_backbone_runs_unchanged(encoder):
     np.testing.assert_array_equal(last, backbone.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("encoder", [None, Encoder])
+@pytest.mark.parametrize(
+    "encoder", [None, pytest.param(Encoder, marks=pytest.mark.integration)]
+)
 def test_a_transformer_trains_saves_and_loads(encoder, tmp_path):
     backbone = transformer(encoder=encoder)
     names = ["block_1", "block_3"]
