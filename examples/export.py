@@ -138,7 +138,7 @@ def teach_erfc():
 def quantize_onnx(path, photos):
     from onnxruntime import quantization
 
-    # Folded constants, such as the slices of the head's projection, count as weights and
+    # Constants are folded, so that slices of the head's projection count as weights and
     # are stored in 8 bits.
     quantization.quant_pre_process(path, path, skip_symbolic_shape=True)
     feeds = iter([{"image": photo} for photo in photos])
