@@ -29,11 +29,13 @@ def drops(model):
     return [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
 
 
+@pytest.mark.integration
 def test_inference_equals_the_plain_model(pair):
     plain, ours = (keras.ops.convert_to_numpy(model(IMAGE)) for model in pair)
     np.testing.assert_array_equal(ours, plain)
 
 
+@pytest.mark.integration
 def test_names_are_the_plain_models(pair):
     # Keras numbers the input and the last norm by the models built before.
     plain, ours = ([layer.name for layer in model.layers[1:-1]] for model in pair)
@@ -41,6 +43,7 @@ def test_names_are_the_plain_models(pair):
     assert pair[1].name == "convnext_tiny"
 
 
+@pytest.mark.integration
 def test_the_stages_are_the_four_resolutions(pair):
     stages = find_stages(pair[1])
     assert [s.stride for s in stages] == [4, 8, 16, 32]
@@ -48,11 +51,13 @@ def test_the_stages_are_the_four_resolutions(pair):
     assert not any("drop_path" in s.name for s in stages)  # but after the addition
 
 
+@pytest.mark.integration
 def test_the_rate_rises_linearly_from_block_to_block(pair):
     rates = [layer.rate for layer in drops(pair[1])]
     np.testing.assert_allclose(rates, np.linspace(0, 0.5, BLOCKS["Tiny"]))
 
 
+@pytest.mark.integration
 def test_an_images_residual_is_dropped_as_a_whole_or_scaled_up(pair):
     _, model = pair
     block = "convnext_tiny_stage_3_block_2"

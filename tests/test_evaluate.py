@@ -20,13 +20,14 @@ from keras_segadapter.metrics import figures
 NAMES = ["road", "sky", "tree", "car"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(tiny_backbone):
+    keras.utils.set_random_seed(0)
     head = ksa.MLPHead(4, channels=8)
     return ksa.build_segmenter(tiny_backbone(), num_classes=4, head=head)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pairs(model):
     """Make images of two sizes, and masks near what the model says, with void."""
     return make_pairs(model, [(13, 15), (16, 24)], each=2)

@@ -73,6 +73,7 @@ def test_equals_transformers_at_the_sizes_of_photographs(
     assert_equal_at_every_stage(build, depths, channels, sizes, tmp_path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("build", "millions"),
     [(ksa.MiTB0, 3.319), (ksa.MiTB1, 13.151), (ksa.MiTB2, 24.196)],

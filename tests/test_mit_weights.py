@@ -160,6 +160,7 @@ def as_transformers(state, prefix="segformer.encoder."):
     return tensors
 
 
+@pytest.mark.integration
 def test_equals_openmmlabs_encoder(openmmlab, save, mit):
     torch = pytest.importorskip("torch")
     images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype("float32")

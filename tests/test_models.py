@@ -29,6 +29,7 @@ def arrays(variables):
     return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("AdaptMiTB0", 4.8), ("AdaptMiTB1", 17.3), ("AdaptMiTB2", 28.4)],
@@ -53,6 +54,7 @@ def test_parameters_of_the_docstrings(name, millions):
     assert round(build(name, 150).count_params() / 1e6, 1) == millions
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
@@ -93,6 +95,7 @@ def test_arguments_reach_the_backbone_and_the_head(tiny_backbone, monkeypatch, n
     assert model.get_layer("head").channels == 8
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "adapted", "baseline"),
     [

@@ -69,7 +69,10 @@ READING_ORDER = [
 
 
 # Their examples train in a graph, which takes seconds.
-SLOW_EXAMPLES = ("Segmenter", "TrainingPictures")
+SLOW_EXAMPLES = (
+    *("AdaptConvNeXtTiny", "AdaptMiTB0", "MiTB0", "Segmenter"),
+    *("TrainingPictures", "cost_report", "find_stages"),
+)
 
 
 def module_path(name):

@@ -415,6 +415,7 @@ def test_a_fit_with_accumulation_and_moving_averages():
 # Edges
 
 
+@pytest.mark.integration
 def test_it_works_under_a_loss_scale(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:

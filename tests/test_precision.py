@@ -122,7 +122,13 @@ def test_jit_compile_auto_on_a_cpu_means_xla_only_on_jax(build):
 # Meaning
 
 
-@pytest.mark.parametrize("policy, size", [("mixed_float16", 7), ("mixed_bfloat16", 1)])
+@pytest.mark.parametrize(
+    "policy, size",
+    [
+        ("mixed_float16", 7),
+        pytest.param("mixed_bfloat16", 1, marks=pytest.mark.integration),
+    ],
+)
 def test_predictions_and_gradients_agree_with_float32(build, learned, policy, size):
     exact, low = build(), build(policy)
     share, largest, gradient = BOUNDS[policy]

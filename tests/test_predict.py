@@ -48,8 +48,9 @@ def softmax(logits):
     return powers / powers.sum(-1, keepdims=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(tiny_backbone):
+    keras.utils.set_random_seed(0)
     head = ksa.MLPHead(3, channels=8)
     return ksa.build_segmenter(tiny_backbone(), 3, head=head)  # strides 4 and 8
 

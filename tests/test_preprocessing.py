@@ -77,7 +77,13 @@ def test_an_unknown_backbone_gets_imagenets_mean_and_deviation():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(gray)), 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetV2B0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MobileNetV3Small",
+        pytest.param("EfficientNetV2B0", marks=pytest.mark.integration),
+    ],
+)
 def test_a_backbone_that_normalizes_by_itself_gets_an_identity(name):
     backbone = getattr(keras.applications, name)(include_top=False, weights=None)
     assert isinstance(default_preprocessing(backbone), keras.layers.Identity)

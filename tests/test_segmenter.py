@@ -271,7 +271,10 @@ def torch_loader():
     return torch.utils.data.DataLoader(pairs, batch_size=2)
 
 
-@pytest.mark.parametrize("source", [Batches, tf_data, torch_loader])
+@pytest.mark.parametrize(
+    "source",
+    [Batches, pytest.param(tf_data, marks=pytest.mark.integration), torch_loader],
+)
 def test_every_source_of_data_gives_the_same_loss(tiny_backbone, source):
     model = build_segmenter(tiny_backbone(), K)
     # In a graph, TensorFlow's own datasets have no known batch size.
@@ -395,7 +398,9 @@ class FCNHead(keras.layers.Layer):
         return {**super().get_config(), "units": self.scores.units}
 
 
-@pytest.mark.parametrize("adapters", [True, False])
+@pytest.mark.parametrize(
+    "adapters", [True, pytest.param(False, marks=pytest.mark.integration)]
+)
 def test_an_auxiliary_head_of_the_users_own(tiny_backbone, tmp_path, adapters):
     model = build_segmenter(tiny_backbone(), K, aux=FCNHead(K), adapters=adapters)
     assert model(IMAGES)["aux"].shape == (4, 8, 12, K)
@@ -464,13 +469,14 @@ def test_a_head_and_adapters_of_the_users_own(tiny_backbone):
     assert set(adapters) <= set(model.layers)
 
 
+@pytest.mark.integration
 def test_it_learns(tiny_backbone):
     """Two halves of different brightness are told apart after a few steps."""
     images = np.zeros((8, 32, 32, 3), "uint8")
     images[:, :, 16:] = 255
     masks = (images[..., 0] > 0).astype("uint8")
     model = build_segmenter(tiny_backbone(), 2)
-    model.compile(ksa.AdamW(2e-2), metrics=None, run_eagerly=EAGER)
+    model.compile(ksa.AdamW(2e-2), metrics=None)
     model.fit(images, masks, batch_size=8, epochs=15, verbose=0)
     assert np.mean(model.segment(images) == masks) > 0.9
 

@@ -95,6 +95,7 @@ def places(stages):
     return [(stage.stride, stage.channels) for stage in stages]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stages_of_keras_applications(name):
     assert places(find_stages(application(name))) == FAMILIES[name]

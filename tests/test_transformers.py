@@ -143,9 +143,8 @@ def test_between_the_adapters_the_backbone_runs_unchanged(encoder):
     np.testing.assert_array_equal(last, backbone.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize(
-    "encoder", [None, pytest.param(Encoder, marks=pytest.mark.integration)]
-)
+@pytest.mark.integration
+@pytest.mark.parametrize("encoder", [None, Encoder])
 def test_a_transformer_trains_saves_and_loads(encoder, tmp_path):
     backbone = transformer(encoder=encoder)
     names = ["block_1", "block_3"]
@@ -179,6 +178,7 @@ def test_the_baseline_has_no_adapters():
     assert model.predict(maps(1, 32, 48, 3), verbose=0).shape == (1, 32, 48, 3)
 
 
+@pytest.mark.integration
 def test_open_size():
     backbone = transformer(size=(None, None), depth=2)
     model = ksa.build_segmenter(backbone, 3, taps=["block_1", "last_norm"])
