@@ -268,7 +268,7 @@ class Segmenter(keras.Model):
             loss = {key: fit_loss(each) for key, each in loss.items()}
             if isinstance(loss_weights, dict):
                 loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
-        # A list of metrics is for the logits, and their names stand alone.
+        # A list of metrics is for the logits, whose name is not put in front of theirs.
         by_output = isinstance(metrics, dict) or isinstance(weighted, dict)
         self._measured = names if by_output else ["logits"]
         metrics, weighted = (
@@ -314,11 +314,11 @@ class Segmenter(keras.Model):
         Args:
             x: Images `(N, H, W, C)`, or a tf.data.Dataset, PyDataset, torch DataLoader
                 or generator of `(images, masks)`. A dataset with an attribute `epoch`
-                (those of `keras_segadapter.data`) is told the number of each.
+                (those of `keras_segadapter.data`) is given the number of each epoch.
             y: Masks `(N, H, W)` of class ids, or a dict of them by output.
             *args: As in `keras.Model.fit`, in its order: `batch_size`, `epochs`,
                 `verbose` and so on.
-            backup: Path of a folder, for this training alone, that keeps its state
+            backup: Path of a folder of its own for each training, which keeps the state
                 after each epoch, or None. The same call with the same folder, after a
                 kill or an error, goes on after the last epoch that was completed.
                 Defaults to `None`.

@@ -195,7 +195,7 @@ def test_weighted_metrics_get_the_weights(tiny_backbone):
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     model.compile(metrics=None, weighted_metrics=[accuracy], run_eagerly=EAGER)
     weights = np.zeros(MASKS.shape, "float32")
-    weights[1] = 1.0  # the second image alone counts
+    weights[1] = 1.0  # only the second image counts
     logits = model.predict(IMAGES, verbose=0)
     result = model.evaluate(
         IMAGES, MASKS, sample_weight=weights, verbose=0, return_dict=True

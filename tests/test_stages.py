@@ -348,6 +348,24 @@ def test_a_nested_backbone_is_looked_into(tiny_backbone):
     assert places(find_stages(chain)) == places(find_stages(inner))
 
 
+def test_a_nested_model_may_take_one_tensor_twice():
+    one, other = keras.Input((None, None, 4)), keras.Input((None, None, 4))
+    inner = keras.Model([one, other], layers.Subtract()([one, 3.0 * other]))
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 4, 4)(inputs)
+    backbone = keras.Model(inputs, inner([x, x]))
+    found = []
+    images = keras.Input((16, 16, 3))
+    stages = find_stages(backbone)
+    splice(backbone, images, stages, lambda _, x: found.append(x) or x)
+    probe = np.ones((1, 16, 16, 3), "float32")
+    np.testing.assert_allclose(
+        keras.Model(images, found[-1]).predict(probe, verbose=0),
+        backbone.predict(probe, verbose=0),
+        atol=1e-6,
+    )
+
+
 def test_splice_replaces_what_the_next_stage_receives(tiny_backbone):
     backbone = tiny_backbone(FOUR)
     stages = find_stages(backbone)

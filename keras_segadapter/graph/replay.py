@@ -116,10 +116,8 @@ def record(model, inputs=None, watched=(), training=None):
         calls.append(Call(operation, args, kwargs, result))
         return result
 
-    def expand(inner, structure, args, kwargs):
-        recorded = record(inner, training=kwargs.get("training"))
-        tensors = _once((args, kwargs)).values()
-        outputs = replay(recorded, [*tensors], note)
+    def expand(inner, tensors, structure, training):
+        outputs = replay(record(inner, training=training), [*tensors], note)
         return keras.tree.pack_sequence_as(structure, outputs)
 
     def see(operation, *args, **kwargs):
@@ -128,7 +126,8 @@ def record(model, inputs=None, watched=(), training=None):
         if passed is not None and _takes_training(operation):
             kwargs["training"] = passed
         if _is_functional(operation):
-            return expand(operation, operation.output, args, kwargs)
+            tensors = keras.tree.flatten(args[0])
+            return expand(operation, tensors, operation.output, passed)
         if _holds_models(operation):
             features = args[0]
             for layer in operation.layers:
@@ -137,7 +136,9 @@ def record(model, inputs=None, watched=(), training=None):
         if unique and blocks_inside(operation):
             inside = graph_inside(operation, args, kwargs)
             if inside:
-                return expand(*inside, args, kwargs)
+                model, structure = inside
+                tensors = _once((args, kwargs)).values()
+                return expand(model, tensors, structure, passed)
         return note(operation, *args, **kwargs)
 
     outputs = keras.tree.flatten(model.output)

@@ -63,7 +63,7 @@ def find_stages(backbone):
 
     Raises:
         TypeError: If `backbone` is neither a functional nor a Sequential model.
-        ValueError: If it has not one image input, or no place qualifies.
+        ValueError: If it does not take one batch of images, or if no place qualifies.
 
     Example:
 

@@ -206,13 +206,14 @@ def _check_loss(loss, ignored):
     if isinstance(loss, SegmentationCrossentropy) and loss.ignore_class != ignored:
         raise ValueError(
             "All losses of a mix must ignore the same ids. Received: "
-            f"MaskLoss(ignore_class={ignored}) of SegmentationCrossentropy(ignore_class={loss.ignore_class})"
+            f"MaskLoss(ignore_class={ignored}) of "
+            f"SegmentationCrossentropy(ignore_class={loss.ignore_class})"
         )
     if isinstance(loss, OF_REGIONS) and loss.axis is not None:
         axes = [loss.axis] if isinstance(loss.axis, int) else loss.axis
         if not {1, 2} <= {axis % 4 for axis in axes}:
             raise ValueError(
                 f"{type(loss).__name__} compares regions: its `axis` must contain "
-                "height and width, (1, 2) for each image by itself or (0, 1, 2) for "
+                "height and width, (1, 2) for each image separately or (0, 1, 2) for "
                 f"the batch as a whole. Received: axis={loss.axis}"
             )

@@ -79,7 +79,7 @@ class Backup(keras.callbacks.Callback):
     in between leaves a damaged file, or an epoch is trained twice.
 
     Args:
-        folder: Path of a folder for this training alone.
+        folder: Path of a folder that belongs to this training.
     """
 
     def __init__(self, folder):
@@ -95,7 +95,7 @@ class Backup(keras.callbacks.Callback):
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
-                "`backup` must be the path of a folder for this training alone. "
+                "`backup` must be the path of a folder that belongs to this training. "
                 f"Received: backup={self.folder}, which is a file"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
