@@ -164,7 +164,7 @@ def test_a_frozen_backbone_stays_frozen(tiny_backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", pytest.param("MiTB0", marks=pytest.mark.integration)]
+    "name", ["tiny", pytest.param("MiTB0", marks=pytest.mark.slow)]
 )
 def test_layers_frozen_after_building_come_back_frozen(tmp_path, tiny_backbone, name):
     backbone = ksa.MiTB0() if name == "MiTB0" else tiny_backbone()
