@@ -160,6 +160,8 @@ class MeanDistance(keras.losses.Loss):
         return mean_distance(y_true, y_pred)
 
 
+# Keras' MeanIoU asks JAX for int64, which it does not have by default.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
 @pytest.mark.parametrize(
     "loss, metric",
     [
