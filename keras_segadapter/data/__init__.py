@@ -1,8 +1,8 @@
 """Images and masks to learn from: drawn scenes, folders and tensorflow-datasets."""
 
 from keras_segadapter.data.augmentation import Augmentation
-from keras_segadapter.data.check import check_folder
-from keras_segadapter.data.folders import FolderDataset, open_folder
+from keras_segadapter.data.folders import FolderDataset
+from keras_segadapter.data.inspection import check_folder
 from keras_segadapter.data.labels import (
     ADE20K,
     CITYSCAPES,
@@ -11,6 +11,7 @@ from keras_segadapter.data.labels import (
     PASCAL_VOC,
     Labels,
 )
+from keras_segadapter.data.opening import open_folder
 from keras_segadapter.data.scenes import SCENE_CLASSES, make_scenes
 from keras_segadapter.data.tfds import open_tfds
 
