@@ -23,6 +23,7 @@ from keras_segadapter.inference import (
     Evaluation,
     cost_report,
     evaluate_images,
+    predict_labels,
     predict_logits,
 )
 from keras_segadapter.training import (
@@ -87,6 +88,7 @@ __all__ = [
     "evaluate_images",
     "find_stages",
     "paper_optimizer",
+    "predict_labels",
     "predict_logits",
     "visualization",
 ]

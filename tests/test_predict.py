@@ -1,11 +1,20 @@
-"""predict_logits: whole images, windows, scales and flips."""
+"""predict_logits and predict_labels: whole images, windows, scales, flips and tiles."""
+
+import tracemalloc
 
 import keras
 import numpy as np
 import pytest
 
 import keras_segadapter as ksa
-from keras_segadapter.inference.predict import predict_logits, window_starts
+from keras_segadapter.inference import evaluate_images, predict
+from keras_segadapter.inference.predict import (
+    label_images,
+    predict_labels,
+    predict_logits,
+    window_starts,
+)
+from keras_segadapter.layers.native import resize_bilinear
 
 
 class First(keras.layers.Layer):
@@ -57,14 +66,14 @@ def model(tiny_backbone):
 
 @pytest.fixture
 def sizes_seen(model, monkeypatch):
-    """Record the sizes that the model predicts at; its logits become 0."""
+    """Record the sizes that the model predicts at; its scores become 0."""
     sizes = []
 
-    def predict(images):
+    def scores(model, images):
         sizes.append(images.shape[1:3])
         return np.zeros((*images.shape[:3], 3), "float32")
 
-    monkeypatch.setattr(model, "predict_on_batch", predict)
+    monkeypatch.setattr(predict, "_scores", scores)
     return sizes
 
 
@@ -132,7 +141,162 @@ def test_other_models_raise(tiny_backbone):
         predict_logits(tiny_backbone(), photo(8, 8))
 
 
+@pytest.mark.parametrize("num_classes, dtype", [(256, "uint8"), (257, "int32")])
+def test_labels_are_ids_of_the_images_size(model, monkeypatch, num_classes, dtype):
+    def scores(model, images):
+        return np.eye(num_classes, dtype="float32")[[[[num_classes - 1]]] * len(images)]
+
+    monkeypatch.setattr(model, "num_classes", num_classes)
+    monkeypatch.setattr(predict, "_scores", scores)
+    for labels in (
+        label_images(model, photo(30, 70)[None])[0],
+        predict_labels(model, photo(30, 70)),
+        predict_labels(model, photo(30, 70), tile=16, overlap=8),
+    ):
+        assert labels.shape == (30, 70)
+        assert labels.dtype == dtype
+        assert (labels == num_classes - 1).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        pytest.param({"tile": 0}, "`tile` must be .*at least 1.*tile=0", id="tile 0"),
+        pytest.param({"tile": (8, 8)}, "`tile` must be an integer", id="tile a pair"),
+        pytest.param({"overlap": -1}, "at least 0.*overlap=-1", id="overlap -1"),
+        pytest.param({"overlap": 8.0}, "an integer.*overlap=8.0", id="overlap 8.0"),
+    ],
+)
+def test_wrong_tiles_raise(model, sizes_seen, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        predict_labels(model, photo(16, 16), **arguments)
+    assert not sizes_seen
+
+
+def test_labels_of_other_models_and_images_raise(model, tiny_backbone):
+    with pytest.raises(TypeError, match=r"predict_labels takes a .*Segmenter"):
+        predict_labels(tiny_backbone(), photo(8, 8))
+    with pytest.raises(ValueError, match=r"predict_labels takes one image"):
+        predict_labels(model, photo(8, 8)[None])
+
+
 # Meaning
+
+
+@pytest.mark.parametrize("size", [(16, 24), (21, 30), (1, 9)])
+def test_segment_is_the_argmax_of_predict(model, size):
+    images = np.stack([photo(*size, seed) for seed in range(10)])  # more than a step
+    padded = np.pad(
+        images, ((0, 0), *((0, -side % 8) for side in size), (0, 0)), "edge"
+    )
+    expected = model.predict(padded, verbose=0)[:, : size[0], : size[1]]
+    assert_argmax(model.segment(images), expected)
+
+
+def assert_argmax(labels, logits):
+    """Assert that labels are the argmax of logits, except where classes nearly tie."""
+    second, first = np.sort(logits, axis=-1)[..., -2:].transpose(
+        -1, *range(labels.ndim)
+    )
+    clear = first - second > 1e-4
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(labels[clear], logits.argmax(-1)[clear])
+
+
+@pytest.mark.parametrize("size", [(24, 28), (25, 13), (5, 3), (1, 1), (6, 7)])
+def test_rows_are_those_of_a_map_resized_as_a_whole(size):
+    maps = np.random.default_rng(0).normal(size=(6, 7, 5)).astype("float32")
+    expected = resize_bilinear(maps[None], *size)
+    rows = list(predict._resized(maps, (6, 7), size))
+    np.testing.assert_allclose(rows, keras.ops.convert_to_numpy(expected)[0], atol=1e-5)
+
+
+def test_tiles_equal_the_whole_image_where_they_overlap_enough(model):
+    image = photo(198, 270)
+    logits = predict_logits(model, image)
+    # A pixel changes logits up to 40 pixels away: this is the overlap that is enough.
+    for column in range(104, 112):  # all places in a cell of stride 8
+        changed = image.copy()
+        changed[:, column:] ^= 255
+        reached = (predict_logits(model, changed) != logits).any(axis=(0, 2))
+        assert reached[column:].any() and not reached[: column - 40].any()
+    for tile in (32, 100):
+        assert_argmax(predict_labels(model, image, tile=tile, overlap=40), logits)
+    np.testing.assert_array_equal(
+        predict_labels(model, image, tile=198, overlap=72), model.segment(image)
+    )
+    without = predict_labels(model, image, tile=32, overlap=0)
+    assert (without != logits.argmax(-1)).any()
+
+
+def test_tiles_cover_every_pixel_with_their_surroundings():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        tile, overlap, length = rng.integers([1, 0, 1], [30, 20, 200])
+        covered = np.zeros(length, int)
+        for seen, kept in predict._tiles(length, tile, overlap):
+            covered[kept] += 1
+            assert kept.start < kept.stop <= length
+            assert seen.stop - seen.start == tile + 2 * overlap
+            # Nothing is nearer to where the tile was cut than the overlap.
+            assert seen.start == 0 or kept.start >= seen.start + overlap
+            assert kept.stop == length or kept.stop <= seen.stop - overlap
+        assert (covered == 1).all()
+
+
+TILES = {
+    "the whole image": ((1280, 1280), {}, [(1280, 1280)]),
+    "1024 and 128": ((1281, 1280), {}, [(1280, 1280)] * 2),
+    "rounded up": ((60, 90), {"tile": 20, "overlap": 5}, [(40, 40)] * 8),
+    "lower than a tile": ((20, 90), {"tile": 32, "overlap": 8}, [(24, 48)] * 3),
+    "one tile": ((20, 30), {"tile": 500}, [(24, 32)]),
+}
+
+
+@pytest.mark.parametrize("size, arguments, seen", TILES.values(), ids=TILES)
+def test_tiles_that_the_model_sees(model, sizes_seen, size, arguments, seen):
+    predict_labels(model, photo(*size), **arguments)
+    assert sizes_seen == seen
+
+
+CALLS = {
+    "segment": lambda model, image: label_images(model, image[None]),
+    "labels": predict_labels,
+    "tiles": lambda model, image: predict_labels(model, image, tile=64, overlap=32),
+    "evaluate": lambda model, image: evaluate_images(model, [(image, image[..., 0])]),
+    "evaluate windows": lambda model, image: evaluate_images(
+        model, [(image, image[..., 0])], crop=64
+    ),
+    "evaluate resized": lambda model, image: evaluate_images(
+        model, [(image, image[..., 0])], short_side=128
+    ),
+    "logits": predict_logits,
+    "logits, windows": lambda model, image: predict_logits(model, image, crop=64),
+    "logits, views": lambda model, image: predict_logits(
+        model, image, scales=[0.5, 1], flip=True
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_memory_is_that_of_the_result(model, monkeypatch, call):
+    classes, image = 150, np.zeros((192, 256, 3), "uint8")
+
+    def scores(model, images):
+        batch, height, width, _ = images.shape
+        return np.zeros((batch, height // 4, width // 4, classes), "float32")
+
+    monkeypatch.setattr(model, "num_classes", classes)
+    monkeypatch.setattr(predict, "_scores", scores)
+    tracemalloc.start()
+    try:
+        result = call(model, image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    logits = 4 * classes * image.shape[0] * image.shape[1]
+    given = logits if np.ndim(result) == 3 and len(result) > 1 else 0
+    assert peak < given + logits / 3
 
 
 @pytest.mark.parametrize("short_side", [None, 20])
@@ -256,11 +420,11 @@ def test_ade20k_goes_up_to_a_multiple_of_32(tiny_backbone, monkeypatch):
     model = ksa.build_segmenter(tiny_backbone((2, 2, 2, 2)), num_classes=2)
     sizes = []
 
-    def predict(images):
+    def scores(model, images):
         sizes.append(images.shape[1:3])
         return np.zeros((*images.shape[:3], 2), "float32")
 
-    monkeypatch.setattr(model, "predict_on_batch", predict)
+    monkeypatch.setattr(predict, "_scores", scores)
     predict_logits(model, photo(256, 341), short_side=512)
     predict_logits(model, photo(256, 341), short_side=512, crop=512, stride=341)
     assert sizes == [(512, 704), (512, 512), (512, 512)]
@@ -278,6 +442,22 @@ def test_a_model_of_fixed_size(tiny_backbone):
     fits = image[:16, :24]
     expected = model.predict_on_batch(fits[None])[0]
     np.testing.assert_allclose(predict_logits(model, fits), expected, atol=1e-5)
+    labels = predict_labels(model, image)
+    assert_argmax(labels, predict_logits(model, image))
+    np.testing.assert_array_equal(labels, model.segment(image))
+
+
+def test_tiles_of_a_model_of_fixed_size_are_resized_to_it(tiny_backbone):
+    head = ksa.MLPHead(3, channels=8)
+    model = ksa.build_segmenter(tiny_backbone(size=(16, 16)), num_classes=3, head=head)
+    image = photo(30, 20)
+    tiled = predict_labels(model, image, tile=8, overlap=4)  # no stride rounds these up
+    assert tiled.shape == (30, 20)
+    # What the model sees starts at 0, 8 and 14 from the top, and at 0 and 4 from the
+    # left.
+    first, last = model.segment(image[:16, :16]), model.segment(image[14:, 4:])
+    np.testing.assert_array_equal(tiled[:12, :8], first[:12, :8])
+    np.testing.assert_array_equal(tiled[18:, 8:], last[4:, 4:])
 
 
 def test_certain_logits_stay_finite():

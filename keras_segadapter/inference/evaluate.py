@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_segadapter.data.reading import read_image, read_mask
-from keras_segadapter.inference.predict import check_view, predict_logits
+from keras_segadapter.inference.predict import check_view, checked_image, logit_rows
 from keras_segadapter.metrics import figures
 from keras_segadapter.validation import check_segmenter, ignored_ids
 
@@ -147,7 +147,7 @@ def evaluate_images(
     Source: the tests in the paper's configuration files; MMSegmentation's IoU metric.
     """
     check_segmenter(model, "evaluate_images")
-    check_view(model, short_side, crop, stride, scales)
+    stride = check_view(model, short_side, crop, stride, scales)
     if class_names is None:
         class_names = getattr(pairs, "class_names", None)
     classes = model.num_classes
@@ -157,18 +157,11 @@ def evaluate_images(
     confusion, images = np.zeros((classes, classes), "int64"), 0
     for name, image, mask in _read(pairs, classes, ignored):
         try:
-            logits = predict_logits(
-                model,
-                image,
-                short_side=short_side,
-                crop=crop,
-                stride=stride,
-                scales=scales,
-                flip=flip,
-            )
+            image = checked_image(model, image, "evaluate_images")
         except ValueError as error:
             raise ValueError(f"The image of {name} can't be used. {error}") from error
-        labels = logits.argmax(axis=-1)  # (H, W)
+        rows = logit_rows(model, image, short_side, crop, stride, scales, flip)
+        labels = np.stack([row.argmax(axis=-1) for row in rows])  # (H, W)
         valid = ~np.isin(mask, ignored)
         cells = mask[valid].astype("int64") * classes + labels[valid]
         counts = np.bincount(cells, minlength=classes**2)

@@ -1,15 +1,25 @@
-"""From images of any size to logits and class ids."""
+"""From images of any size to logits and class ids, in bounded memory.
 
+Logits at the size of an image are large: 29 GB for 48 megapixels and 150 classes. So a
+model predicts scores at its finest stride, and these are resized to the image one row
+at a time.
+"""
+
+import itertools
 import math
 import numbers
+import weakref
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_segadapter.layers.native import resize_bilinear
 from keras_segadapter.validation import check_images, check_integer, check_segmenter
 
-BATCH = 8  # Images per step: logits at image size are large.
+BATCH = 8  # images per step
+TILE, OVERLAP = 1024, 128  # pixels, where predict_labels chooses
+_SCORES = weakref.WeakKeyDictionary()  # a model of the scores alone for each segmenter
 
 
 def predict_logits(
@@ -34,6 +44,9 @@ def predict_logits(
     Windows start every `stride` pixels; the last one in a row or column is moved back
     to end with the image. Logits are averaged where windows overlap. An image smaller
     than a window is one window of its own size.
+
+    Memory holds the result and what the model needs for one window, or for the whole
+    image without `crop`. Use `predict_labels` for the class ids of large images.
 
     JAX compiles for each new input size, and so does TensorFlow for the first few.
     Windows and multiples of the stride keep the number of sizes small.
@@ -85,28 +98,83 @@ def predict_logits(
     """
     check_segmenter(model, "predict_logits")
     stride = check_view(model, short_side, crop, stride, scales)
-    image = np.asarray(image)
-    if image.ndim != 3:
-        raise ValueError(
-            "predict_logits takes one image (height, width, channels). For several, "
-            f"call it in a loop. Received: image of shape {image.shape}"
-        )
-    check_input(model, image)
+    image = checked_image(model, image, "predict_logits")
+    rows = logit_rows(model, image, short_side, crop, stride, scales, flip)
+    if isinstance(rows, np.ndarray):
+        return rows
+    row = np.dtype(("float32", (image.shape[1], model.num_classes)))
+    return np.fromiter(rows, row, count=len(image))
 
-    size = image.shape[:2]
-    total, count = 0, len(scales) * (2 if flip else 1)
-    for scale in scales:
-        resized = _resize(image[None], _size(model, size, short_side, scale))
-        for mirrored in (False, True)[: 1 + bool(flip)]:
-            view = _mirror(resized) if mirrored else resized  # (1, h, w, C)
-            logits = _windows(model, view, crop, stride)  # (1, h, w, K)
-            logits = _mirror(logits) if mirrored else logits
-            logits = _resize(logits, size)[0]  # (H, W, K)
-            if count == 1:
-                return logits
-            total = total + _softmax(logits)
-    tiny = np.finfo("float32").tiny  # Probabilities may be 0.
-    return np.log(np.maximum(total / count, tiny))
+
+def predict_labels(model, image, *, tile=None, overlap=None):
+    """Predict the class ids of one image of any size, in memory for one tile.
+
+    A large image is predicted in square tiles. The model sees each of them with
+    `overlap` pixels of its surroundings on every side, as far as the image goes, and
+    the ids of the surroundings are dropped. What the model sees has one size
+    throughout an image, so it is compiled once.
+
+    The ids equal those of `Segmenter.segment` on the whole image where `overlap` is at
+    least the radius of the receptive field: the distance in pixels within which an
+    input pixel can change a score. Networks that look at the whole image, by global
+    attention (MiT) or global pooling (squeeze-and-excitation), come close at most: the
+    closer, the larger `tile` and `overlap` are.
+
+    Args:
+        model: A `Segmenter`. If its input size is fixed, whole images and tiles are
+            resized to it.
+        image: Array `(H, W, C)` or Pillow image. One image, as for `Segmenter.segment`.
+        tile: Integer. Side of the tiles in pixels, without their surroundings; it is
+            rounded up to a multiple of the model's deepest stride. Defaults to `None`:
+            tiles of 1024 for images of more than 1280 x 1280 pixels, and the whole
+            image if it is smaller or the input size of the model is fixed.
+        overlap: Integer. Pixels of surroundings on each side of a tile, rounded up in
+            the same way. Defaults to `None`, which stands for 128.
+
+    Returns:
+        Class ids `(H, W)`; uint8 up to 256 classes, int32 beyond.
+
+    Raises:
+        TypeError: If `model` is not a `Segmenter`.
+        ValueError: If `tile` or `overlap` is not as described, or if the image does
+            not fit the model.
+
+    Example:
+
+    ```python
+    import keras
+    import numpy as np
+    import keras_segadapter as ksa
+
+    backbone = keras.Sequential(
+        [keras.Input((None, None, 3)), keras.layers.Conv2D(8, 4, 4)]
+    )
+    model = ksa.build_segmenter(backbone, num_classes=3)
+    photo = np.random.randint(0, 256, (300, 200, 3), "uint8")
+    print(ksa.predict_labels(model, photo, tile=128, overlap=32).shape)  # (300, 200)
+    ```
+    """
+    check_segmenter(model, "predict_labels")
+    whole = tile is None
+    tile = check_integer("tile", TILE if whole else tile)
+    overlap = check_integer("overlap", OVERLAP if overlap is None else overlap, least=0)
+    image = checked_image(model, image, "predict_labels")
+    height, width, _ = image.shape
+    small = height * width <= (TILE + 2 * OVERLAP) ** 2
+    if whole and (small or _has_fixed_size(model)):
+        return label_images(model, image[None])[0]
+
+    # Tiles start at multiples of the deepest stride, where cells of every stage start.
+    multiple = 1 if _has_fixed_size(model) else deepest_stride(model)
+    tile, overlap, *lengths = (
+        _rounded_up(side, multiple) for side in (tile, overlap, height, width)
+    )
+    labels = np.empty((height, width), _dtype_of_labels(model))
+    rows, columns = (_tiles(length, tile, overlap) for length in lengths)
+    for (seen_y, y), (seen_x, x) in itertools.product(rows, columns):
+        found = label_images(model, image[None, seen_y, seen_x])[0]
+        labels[y, x] = found[_shifted(y, seen_y), _shifted(x, seen_x)]
+    return labels
 
 
 def label_images(model, images):
@@ -119,10 +187,33 @@ def label_images(model, images):
     Returns:
         Class ids `(B, H, W)`; uint8 up to 256 classes, int32 beyond.
     """
-    dtype = "uint8" if model.num_classes <= 256 else "int32"
-    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-    labels = [_logits(model, batch).argmax(axis=-1).astype(dtype) for batch in batches]
-    return np.concatenate(labels)
+    labels = np.empty(images.shape[:3], _dtype_of_labels(model))
+    for start in range(0, len(images), BATCH):
+        logits = _logit_rows(model, images[start : start + BATCH])
+        for ids, rows in zip(labels[start : start + BATCH], logits, strict=True):
+            for of_row, row in zip(ids, rows, strict=True):
+                of_row[:] = row.argmax(axis=-1)  # (W,)
+    return labels
+
+
+def logit_rows(model, image, short_side, crop, stride, scales, flip):
+    """Return the rows `(W, K)` of what `predict_logits` returns.
+
+    They come one by one from one view of the image, and as an array `(H, W, K)` from
+    several, which are added up there.
+    """
+    views = _views(model, image, short_side, crop, stride, scales, flip)
+    count = len(scales) * (2 if flip else 1)
+    if count == 1:
+        return next(views)
+    logits = np.zeros((*image.shape[:2], model.num_classes), "float32")
+    for view in views:
+        for total, row in zip(logits, view, strict=True):
+            total += _softmax(row)
+    tiny = np.finfo("float32").tiny  # Probabilities may be 0.
+    for total in logits:
+        np.log(np.maximum(total / count, tiny), out=total)
+    return logits
 
 
 def check_view(model, short_side, crop, stride, scales):
@@ -170,6 +261,18 @@ def check_input(model, images):
     check_images(images, model.input_shape[-1], normalizes)
 
 
+def checked_image(model, image, caller):
+    """Return one image `(H, W, C)` as an array, checked to fit the model."""
+    image = np.asarray(image)
+    if image.ndim != 3:
+        raise ValueError(
+            f"{caller} takes one image (height, width, channels). For several, call it "
+            f"in a loop. Received: image of shape {image.shape}"
+        )
+    check_input(model, image)
+    return image
+
+
 def deepest_stride(model):
     """Return the largest stride of a segmenter's stages."""
     return max(stage.stride for stage in model.stages)
@@ -181,13 +284,19 @@ def fitted(model, images):
     They are padded at the bottom and right to multiples of the deepest stride by
     repeating the border, or resized to the size of a model of fixed size.
     """
-    _, height, width, _ = images.shape
-    fixed = model.input_shape[1:3]
-    if None not in fixed:
-        return _resize(images, fixed)
+    if _has_fixed_size(model):
+        return _resize(images, model.input_shape[1:3])
     multiple = deepest_stride(model)
-    below, right = -height % multiple, -width % multiple
+    below, right = (-side % multiple for side in images.shape[1:3])
     return np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+
+
+def _has_fixed_size(model):
+    return None not in model.input_shape[1:3]
+
+
+def _dtype_of_labels(model):
+    return "uint8" if model.num_classes <= 256 else "int32"
 
 
 def _size(model, size, short_side, scale):
@@ -196,44 +305,132 @@ def _size(model, size, short_side, scale):
         return size
     factor = scale if short_side is None else scale * short_side / min(size)
     sides = (max(int(side * factor + 0.5), 1) for side in size)
-    multiple = deepest_stride(model)
-    return tuple(-(-side // multiple) * multiple for side in sides)  # rounded up
+    return tuple(_rounded_up(side, deepest_stride(model)) for side in sides)
 
 
-def _windows(model, images, crop, stride):
-    """Predict logits `(B, h, w, K)` of images `(B, h, w, C)`, averaged over windows."""
-    if crop is None:
-        return _logits(model, images)
-    batch, height, width, _ = images.shape
-    total = np.zeros((batch, height, width, model.num_classes), "float32")
-    counts = np.zeros((height, width, 1), "float32")
-    # One window at a time: they all have one shape, and memory holds their logits once.
-    for top in window_starts(height, crop, stride):
-        for left in window_starts(width, crop, stride):
-            window = np.s_[:, top : top + crop, left : left + crop]
-            total[window] += _logits(model, images[window])
-            counts[window[1:]] += 1
-    return total / counts
+def _rounded_up(length, multiple):
+    return -(-length // multiple) * multiple
 
 
-def _logits(model, images):
-    """Predict logits `(B, H, W, K)` of images `(B, H, W, C)` of any size."""
-    _, height, width, _ = images.shape
-    logits = model.predict_on_batch(fitted(model, images))
-    if None not in model.input_shape[1:3]:
-        return _resize(logits, (height, width))
-    return logits[:, :height, :width]
+def _tiles(length, tile, overlap):
+    """Cut a side into tiles.
+
+    Yields:
+        For each tile, two slices of the side: what the model sees, and the part of it
+        whose ids are kept.
+    """
+    seen = tile + 2 * overlap
+    starts = window_starts(length, seen, tile)
+    cuts = [0, *(start + overlap for start in starts[1:]), length]
+    for start, kept in zip(starts, itertools.pairwise(cuts), strict=True):
+        yield slice(start, start + seen), slice(*kept)
 
 
-def _resize(maps, size):
-    """Resize NumPy maps `(B, h, w, C)` to `(B, *size, C)` where they differ in size."""
-    if maps.shape[1:3] == tuple(size):
-        return maps
-    return keras.ops.convert_to_numpy(resize_bilinear(maps, *size))
+def _shifted(part, whole):
+    """Return the slice `part` of a side as a slice of the slice `whole` of it."""
+    return slice(part.start - whole.start, part.stop - whole.start)
 
 
-def _mirror(maps):
-    return np.ascontiguousarray(maps[:, :, ::-1])  # torch takes no negative strides
+def _views(model, image, short_side, crop, stride, scales, flip):
+    """Yield the rows of logits `(W, K)` of an image at each scale and mirrored."""
+    size = image.shape[:2]
+    for scale in scales:
+        resized = _resize(image[None], _size(model, size, short_side, scale))[0]
+        for mirrored in (False, True)[: 1 + bool(flip)]:
+            # PyTorch takes no negative strides.
+            view = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
+            if crop is None:
+                (rows,) = _logit_rows(model, view[None])
+            else:
+                rows = _windows(model, view, crop, stride)
+            if mirrored:
+                rows = (row[::-1] for row in rows)
+            yield _resized(rows, view.shape[:2], size)
+
+
+def _windows(model, image, crop, stride):
+    """Yield rows of logits `(w, K)` of an image `(h, w, C)`, averaged over windows."""
+    height, width, _ = image.shape
+    tops, lefts = (window_starts(side, crop, stride) for side in (height, width))
+    windows = []  # those that the row crosses
+    for y in range(height):
+        windows = [window for window in windows if y < window[0]]
+        if y in tops:
+            # One at a time: they all have one shape.
+            for left in lefts:
+                window = image[None, y : y + crop, left : left + crop]
+                windows.append((y + crop, left, *_logit_rows(model, window)))
+        total = np.zeros((width, model.num_classes), "float32")
+        count = np.zeros((width, 1), "float32")
+        for _, left, rows in windows:
+            row = next(rows)
+            total[left : left + len(row)] += row
+            count[left : left + len(row)] += 1
+        yield total / count
+
+
+def _logit_rows(model, images):
+    """Predict images `(B, H, W, C)` and return each one's rows of logits `(W, K)`."""
+    size, inputs = images.shape[1:3], fitted(model, images)
+    maps = []
+    for scores in _scores(model, inputs):  # (h, w, K)
+        rows = _resized(scores, scores.shape[:2], inputs.shape[1:3])
+        if _has_fixed_size(model):
+            rows = _resized(rows, inputs.shape[1:3], size)
+        maps.append(row[: size[1]] for row in itertools.islice(rows, size[0]))
+    return maps
+
+
+def _scores(model, images):
+    """Predict the class scores `(B, h, w, K)` at the finest stride, nothing else."""
+    if model not in _SCORES:
+        _SCORES[model] = keras.Model(model.input, model.output["logits"])
+    return _SCORES[model].predict_on_batch(images)
+
+
+def _resized(rows, size, new_size):
+    """Yield the rows `(W, K)` of a map that is resized bilinearly, half-pixel centers.
+
+    Args:
+        rows: Iterable of the map's rows `(w, K)`, from top to bottom.
+        size: Height and width of the map.
+        new_size: Height and width that it is resized to.
+    """
+    if tuple(size) == tuple(new_size):
+        yield from rows
+        return
+    (tops, down), (left, across) = map(_cells, size, new_size)
+    right, across = np.minimum(left + 1, size[1] - 1), across[:, None]
+    rows = (_between(row.take(left, 0), row.take(right, 0), across) for row in rows)
+    above = next(rows)
+    below, index = next(rows, above), 0
+    for top, share in zip(tops, down, strict=True):
+        while index < top:
+            above, below, index = below, next(rows, below), index + 1
+        yield _between(above, below, share)
+
+
+def _between(one, other, share):
+    """Interpolate between two arrays."""
+    result = other - one
+    result *= share
+    result += one
+    return result
+
+
+def _cells(length, new_length):
+    """Return the cell before each pixel of a resized side, and the next one's share."""
+    positions = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
+    positions = np.clip(positions, 0, length - 1)
+    cells = positions.astype(int)
+    return cells, (positions - cells).astype("float32")
+
+
+def _resize(images, size):
+    """Resize images `(B, h, w, C)` to `(B, *size, C)` where they differ in size."""
+    if images.shape[1:3] == tuple(size):
+        return images
+    return ops.convert_to_numpy(resize_bilinear(images, *size))
 
 
 def _softmax(logits):
