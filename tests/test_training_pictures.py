@@ -13,7 +13,7 @@ from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter.training import pictures
-from keras_segadapter.visualization import colorize
+from keras_segadapter.visualization import as_rgb, colorize, palette
 
 K = 3
 RNG = np.random.default_rng(0)
@@ -32,12 +32,17 @@ def look(callback, model, *epochs, last=9):
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """Record what `panels` is given: dict of `{title: pictures}` by file name."""
+    """Record what `panels` is given: dict of `{title: pictures}` by file name.
+
+    The names and colors of the legend have the title "legend".
+    """
     written = {}
 
-    def panels(rows, titles, path):
+    def panels(rows, titles, path, class_names=None, colors=None):
         columns = zip(*rows, strict=True)
         written[path.name] = dict(zip(titles, columns, strict=True))
+        if class_names is not None:
+            written[path.name]["legend"] = list(class_names), colors
 
     monkeypatch.setattr(pictures, "panels", panels)
     return written
@@ -95,7 +100,7 @@ def test_each_picture_shows_what_its_title_says(tiny_backbone, tmp_path, sheets)
         "side s8": nearest(s2.argmax(-1), 8),
     }
     sheet = sheets["epoch_0007.png"]
-    assert list(sheet) == ["image", *expected]
+    assert list(sheet) == ["image", *expected, "legend"]
     np.testing.assert_array_equal(sheet["image"], IMAGES)
     for title, labels in expected.items():
         painted = [colorize(one, colors=colors) for one in labels]
@@ -112,6 +117,51 @@ def test_each_picture_shows_what_its_title_says(tiny_backbone, tmp_path, sheets)
         assert difference.max() <= 8, title
     # Adapted features differ from those before.
     assert np.any(sheet["X s4"] != np.array(sheet["Y s4"]))
+
+
+@pytest.mark.parametrize("names", [None, ("field", "wood", "lake")])
+@pytest.mark.parametrize("colors", [None, RNG.integers(0, 256, (K, 3), "uint8")])
+def test_names_and_colors_of_the_model(
+    tiny_backbone, tmp_path, sheets, names, colors
+):
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+    model.class_names, model.colors = names, colors
+    masks = np.where(MASKS == 1, 2, MASKS)
+    look(ksa.TrainingPictures(IMAGES, masks, tmp_path), model, 0)
+    sheet = sheets["epoch_0001.png"]
+    painted = palette(K) if colors is None else colors
+    truths = [colorize(mask, colors=painted) for mask in masks]
+    np.testing.assert_array_equal(sheet["truth"], truths)
+    # The classes that occur, each once, and void is not a class.
+    present = sorted({0, 2, *np.unique(model.segment(IMAGES)).tolist()})
+    found_names, found_colors = sheet["legend"]
+    assert found_names == [(names or range(K))[i] for i in present]
+    np.testing.assert_array_equal(found_colors, painted[present])
+    assert "legend" not in sheets["epoch_0001_features.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_that_are_not_rgb(tmp_path, sheets, channels):
+    inputs = keras.Input((None, None, channels))
+    backbone = keras.Model(inputs, keras.layers.Conv2D(4, 4, 4)(inputs))
+    model = ksa.build_segmenter(
+        backbone, K, adapters=False, preprocessing=keras.layers.Identity()
+    )
+    images = RNG.normal(size=(2, 20, 28, channels)).astype("float32")
+    look(ksa.TrainingPictures(images, MASKS, tmp_path), model, 0)
+    for sheet in sheets.values():
+        np.testing.assert_array_equal(sheet["image"], [*map(as_rgb, images)])
+
+
+def test_more_than_256_classes(tiny_backbone, tmp_path, sheets):
+    model = ksa.build_segmenter(tiny_backbone((4,)), 300, adapters=False)
+    masks = np.where(MASKS == 255, 299, MASKS.astype("int32"))
+    masks[1, 0] = 255
+    look(ksa.TrainingPictures(IMAGES, masks, tmp_path), model, 0)
+    truths = sheets["epoch_0001.png"]["truth"]
+    np.testing.assert_array_equal(truths, [colorize(mask, 300) for mask in masks])
+    assert truths[0][0].any() and truths[1][0].any()
+    assert {255, 299} <= set(sheets["epoch_0001.png"]["legend"][0])
 
 
 @pytest.mark.parametrize(
@@ -249,11 +299,10 @@ def test_a_graph_from_a_file_in_another_process(tmp_path):
 
 
 BAD = {
-    "float": (dict(images=IMAGES / 1), "Received: images of dtype float64"),
     "one mask more": (dict(images=IMAGES[:1]), r"\(1, 20, 28, 3\), masks.* \(2, 20"),
     "one image": (
         dict(images=IMAGES[0], masks=MASKS[0]),
-        "uint8 .N, height, width, 3.",
+        "of shape .N, height, width, channels.",
     ),
     "none": (dict(images=IMAGES[:0], masks=MASKS[:0]), r"shape \(0, 20"),
     "an axis more": (dict(masks=MASKS[..., None]), r"masks of shape \(2, 20, 28, 1\)"),

@@ -11,7 +11,7 @@ from keras_segadapter.graph.stages import stage_keys
 from keras_segadapter.inference.predict import check_input, fitted
 from keras_segadapter.layers import ResizeLike
 from keras_segadapter.validation import check_integer, check_segmenter
-from keras_segadapter.visualization import colorize, panels
+from keras_segadapter.visualization import as_rgb, colorize, palette, panels
 
 
 class TrainingPictures(keras.callbacks.Callback):
@@ -29,14 +29,16 @@ class TrainingPictures(keras.callbacks.Callback):
     would be without the callback.
 
     Args:
-        images: RGB images, uint8 `(N, H, W, 3)`: about 1 to 8, such as the first ones
-            of the validation set.
+        images: Images `(N, H, W, C)` as the model takes them: about 1 to 8, such as the
+            first ones of the validation set. `visualization.as_rgb` says how those that
+            are not RGB are shown.
         masks: Integer class ids `(N, H, W)`.
         folder: Path of the folder for the PNG files.
         every: Integer. Number of epochs from one picture to the next; the last epoch
             always has one. Defaults to `1`.
         colors: RGB colors, uint8 `(num_classes, 3)`, such as a dataset's `.colors`.
-            Defaults to those of `visualization.palette`.
+            Defaults to `None`, for the model's `colors`, or `visualization.palette` if
+            it has none.
         tensorboard: Path of a log folder of TensorBoard, to which the pictures are
             written too, at the steps of Keras' `TensorBoard` (epochs from 0). It needs
             `keras-segadapter[tensorboard]`, on any backend. Beside JAX or PyTorch on a
@@ -73,18 +75,16 @@ class TrainingPictures(keras.callbacks.Callback):
         super().__init__()
         self.images, self.masks = np.asarray(images), np.asarray(masks)
         if (
-            self.images.dtype != "uint8"
-            or self.images.shape != (*self.masks.shape, 3)
-            or self.masks.ndim != 3
-            or not self.masks.size
+            self.images.ndim != 4
+            or self.images.shape[:3] != self.masks.shape
+            or not self.images.size
         ):
             raise ValueError(
-                "`images` must be uint8 (N, height, width, 3), and `masks` (N, height, "
-                "width) of the same size. Received: images of dtype "
-                f"{self.images.dtype} and shape {self.images.shape}, masks of shape "
-                f"{self.masks.shape}"
+                "`images` must be of shape (N, height, width, channels), and `masks` "
+                "(N, height, width) of the same size. Received: images of shape "
+                f"{self.images.shape}, masks of shape {self.masks.shape}"
             )
-        self.truths = [colorize(mask, 255, colors) for mask in self.masks]
+        colorize(self.masks[0], colors=colors)  # It raises before work is lost.
         self.colors = colors
         self.folder = Path(folder)
         self.every = check_integer("every", every)
@@ -99,6 +99,13 @@ class TrainingPictures(keras.callbacks.Callback):
         resized = None not in self.model.input_shape[1:3]
         self._covered = (self.images if resized else self._inputs).shape[1:3]
         self._views = _views(self.model)
+        colors = self.colors
+        if colors is None:
+            colors = getattr(self.model, "colors", None)
+        if colors is None:
+            colors = palette(self.model.num_classes)
+        self._colors = np.asarray(colors)[: self.model.num_classes]
+        self._shown = [as_rgb(image) for image in self.images]
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -106,17 +113,19 @@ class TrainingPictures(keras.callbacks.Callback):
             return
         # On torch, `predict` would draw a random number for its DataLoader.
         seen = self._views.predict_on_batch(self._inputs)
-        columns = {"image": self.images, "truth": self.truths}
-        features = {"image": self.images}
+        labels, features = {"truth": self.masks}, {"image": self._shown}
         for title in self._views.output:  # JAX returns `seen` in another order.
             maps = self._at_image_size(seen[title])  # (N, height, width)
             if title[0] in "XY":
                 features[title] = [_heat(values) for values in maps]
             else:
-                columns[title] = [colorize(labels, 255, self.colors) for labels in maps]
+                labels[title] = maps
+        columns = {"image": self._shown}
+        for title, maps in labels.items():
+            columns[title] = [colorize(ids, colors=self._colors) for ids in maps]
         name = f"epoch_{epoch + 1:04}"
         paths = {
-            "predictions": self._write(columns, f"{name}.png"),
+            "predictions": self._write(columns, f"{name}.png", *self._legend(labels)),
             "features": self._write(features, f"{name}_features.png"),
         }
         if self.tensorboard is not None:
@@ -135,9 +144,17 @@ class TrainingPictures(keras.callbacks.Callback):
         )
         return maps[:, rows[:, None], columns]
 
-    def _write(self, columns, name):
+    def _legend(self, labels):
+        """Return the names and colors of the classes that occur in maps of ids."""
+        names = getattr(self.model, "class_names", None)
+        names = names or range(self.model.num_classes)
+        present = np.unique(np.concatenate([*labels.values()], axis=None))
+        known = [i for i in present.tolist() if 0 <= i < len(self._colors)]
+        return [names[i] for i in known], self._colors[known]
+
+    def _write(self, columns, name, *legend):
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        return panels(rows, list(columns), self.folder / name)
+        return panels(rows, list(columns), self.folder / name, *legend)
 
 
 def _views(model):
