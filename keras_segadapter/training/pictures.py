@@ -111,11 +111,13 @@ class TrainingPictures(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every and epoch + 1 != self.params["epochs"]:
             return
-        # On torch, `predict` would draw a random number for its DataLoader.
-        seen = self._views.predict_on_batch(self._inputs)
+        # One at a time, since logits are large. On torch, `predict` would draw a random
+        # number for its DataLoader.
+        seen = [self._views.predict_on_batch(image[None]) for image in self._inputs]
         labels, features = {"truth": self.masks}, {"image": self._shown}
-        for title in self._views.output:  # JAX returns `seen` in another order.
-            maps = self._at_image_size(seen[title])  # (N, height, width)
+        for title in self._views.output:  # JAX returns them in another order.
+            maps = np.concatenate([views[title] for views in seen])  # (N, h, w)
+            maps = self._at_image_size(maps)  # (N, height, width)
             if title[0] in "XY":
                 features[title] = [_heat(values) for values in maps]
             else:
