@@ -51,16 +51,41 @@ def check_num_classes(num_classes):
     return int(num_classes)
 
 
-def ignored_ids(ignore_class):
-    """Return `ignore_class` (None, an id or several) as a sorted list of ids."""
+def ignored_ids(ignore_class, num_classes=None):
+    """Return `ignore_class` as a sorted list of ids.
+
+    Args:
+        ignore_class: None, an integer, a list of integers or, where `num_classes` is
+            given, `"auto"`: 255 if it is not one of the classes.
+        num_classes: Integer, the number of classes, or None if it is not known yet.
+
+    Raises:
+        TypeError: If `ignore_class` is none of these.
+        ValueError: If an ignored id is also one of the classes.
+    """
+    if is_auto(ignore_class) and num_classes is not None:
+        return [255] if num_classes <= 255 else []
     ids = [] if ignore_class is None else ignore_class
     ids = list(ids) if isinstance(ids, (list, tuple, set)) else [ids]
     if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) for i in ids):
         raise TypeError(
-            "`ignore_class` must be None, an integer id or a list of integer ids. "
-            f"Received: ignore_class={ignore_class!r}"
+            '`ignore_class` must be "auto", None, an integer id or a list of integer '
+            f"ids. Received: ignore_class={ignore_class!r}"
         )
-    return sorted(map(int, ids))
+    ids = sorted(map(int, ids))
+    both = [i for i in ids if 0 <= i < (num_classes or 0)]
+    if both:
+        raise ValueError(
+            f"An ignored id can't be one of the {num_classes} classes 0.."
+            f"{num_classes - 1}. Leave `ignore_class` out, or map the class to an id "
+            f"beyond the classes. Received: ignore_class={ids}, with the classes {both}"
+        )
+    return ids
+
+
+def is_auto(value):
+    """Return whether an argument is left to the library, `"auto"`."""
+    return isinstance(value, str) and value == "auto"
 
 
 def check_segmenter(model, caller):
