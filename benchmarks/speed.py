@@ -12,11 +12,11 @@ again, so the script can be stopped at any time; delete the file to start over.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
-import runpy
 import statistics
 import subprocess
 import sys
@@ -324,26 +324,22 @@ def exported(task):
     With random weights many pixels are nearly undecided, on which files in 8 bits can't
     agree, while those in float32 must. tests/test_export.py uses a trained model.
     """
-    import numpy as np
 
     import keras_segadapter as ksa
 
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples/export.py"))
     model = build(task)
-    scenes = ksa.data.make_scenes(9, size=(SIZE, SIZE))[0].astype("float32")
-    image, *photos = (scene[None] for scene in scenes)
+    image, *photos = ksa.data.make_scenes(9, size=(SIZE, SIZE))[0]
     out = Path(tempfile.mkdtemp()) / f"model{task['ending']}"
-    photos = photos if task["int8"] else ()
-    example["export"](model, out, (SIZE, SIZE), photos=photos)
-    run = example["open_artifact"](out)
-    got, want = np.asarray(run(image)), np.asarray(model.predict(image, verbose=0))
+    options = {"calibration": photos} if task["int8"] else {}
+    ksa.export_model(model, out, size=(SIZE, SIZE), **options)
+    comparison = ksa.compare_exported(model, out, image)
+    run, images = ksa.open_exported(out).run, image[None].astype("float32")
     files = [file for file in out.parent.rglob("*") if file.is_file()]
     facts = {
-        "difference": float(np.abs(got - want).max() / np.abs(want).max()),
-        "agreement": float((got.argmax(-1) == want.argmax(-1)).mean()),
+        **dataclasses.asdict(comparison),
         "file_mb": round(sum(file.stat().st_size for file in files) / 1e6, 1),
     }
-    return lambda: run(image), facts
+    return lambda: run(images), facts
 
 
 def training(task):

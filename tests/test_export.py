@@ -1,10 +1,10 @@
-"""Tests of examples/export.py, in the runtimes that the exported files are for."""
+"""Tests of exported files, in the runtimes that they are for."""
 
+import json
 import os
-import runpy
 import subprocess
 import sys
-from pathlib import Path
+import zipfile
 
 import keras
 import numpy as np
@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
+from keras_segadapter.inference.exported import import_package
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 BACKEND = keras.backend.backend()
 RUNTIMES = {
     ".onnx": (
@@ -25,9 +25,9 @@ RUNTIMES = {
     "": ("tensorflow",),
 }
 RUNTIMES[".xml"] = ("openvino", *RUNTIMES[".onnx"])
-OPEN, FIXED = (None, None), (64, 96)
+OPEN, FIXED = None, (64, 96)
 # jax2onnx does not support open sizes. The ONNX file of open size that the other
-# backends make is tested from the shell.
+# backends make is tested in a fresh process.
 ONNX_SIZE = FIXED if BACKEND == "jax" else OPEN
 CASES = [(".onnx", FIXED, BACKEND != "jax"), (".xml", ONNX_SIZE, True)]
 if BACKEND == "tensorflow":
@@ -36,14 +36,12 @@ if BACKEND == "torch":
     CASES += [(".tflite", FIXED, False), (".tflite", FIXED, True)]
 if BACKEND != "torch":
     CASES += [("", OPEN, False), ("", FIXED, True)]
+NAMES = (*ksa.data.SCENE_CLASSES[:-1], 'bâtiment "Nº 1" <&>')
+COLORS = np.arange(24, dtype="uint8").reshape(8, 3)
 
 # The converters warn about their own code and Keras'.
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(scope="module")
-def example():
-    return runpy.run_path(str(EXAMPLES / "export.py"))
+pytestmark = pytest.mark.filterwarnings("ignore")
+slow = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +49,20 @@ def model(tiny_backbone):
     """Return a model that is trained enough for few pixels to be close ties."""
     keras.utils.set_random_seed(0)
     model = ksa.build_segmenter(tiny_backbone(), num_classes=8)
+    model.class_names, model.colors = NAMES, COLORS
     # XLA takes longer to compile than this takes to train, but JAX needs it.
     model.compile(ksa.AdamW(1e-2), jit_compile=BACKEND == "jax")
     images, masks = ksa.data.make_scenes(16, size=(64, 64))
     model.fit(images, masks, batch_size=8, epochs=6, verbose=0)
     return model
+
+
+def untrained(channels, num_classes=2, size=(32, 32), **options):
+    """Return a model of few layers and any number of channels and classes."""
+    backbone = keras.Sequential(
+        [keras.Input((*size, channels)), keras.layers.Conv2D(4, 4, 4)]
+    )
+    return ksa.build_segmenter(backbone, num_classes, **options)
 
 
 def need(ending):
@@ -67,9 +74,8 @@ def scenes(count, size):
     return ksa.data.make_scenes(count, size=size, seed=1)[0].astype("float32")
 
 
-def check(model, run, labels, images):
-    want = model.predict_on_batch(images)
-    got = np.asarray(run(images))
+def check(model, exported, labels, images):
+    want, got = model.predict_on_batch(images), exported.run(images)
     if labels:
         assert got.dtype == "uint8" and got.shape == images.shape[:3]
     else:
@@ -79,130 +85,261 @@ def check(model, run, labels, images):
     assert (got == want.argmax(-1)).mean() >= 0.999
 
 
+# Contract
+
+
+@slow
+@pytest.mark.parametrize("ending, size, labels", CASES)
+def test_runtimes_agree_with_keras(tmp_path, model, ending, size, labels):
+    need(ending)
+    path = ksa.export_model(
+        model, tmp_path / f"new/folder/model{ending}", size=size, labels=labels
+    )
+    exported = ksa.open_exported(path)
+    assert exported.class_names == NAMES and exported.num_classes == 8
+    assert (exported.colors == COLORS).all()
+    assert (exported.size, exported.stride) == (size, 8)
+    assert exported.takes_pixels and exported.channels == 3
+    check(model, exported, labels, scenes(1, FIXED))
+    if size is OPEN:
+        check(model, exported, labels, scenes(1, (96, 64)))
+        check(model, exported, labels, scenes(3, (64, 64)))
+
+    # Images of other sizes are padded or resized, as in Keras.
+    images = scenes(2, (51, 75)).astype("uint8")
+    got = exported(images)
+    assert got.dtype == "uint8" and got.shape == (2, 51, 75)
+    assert (exported(Image.fromarray(images[0])) == got[0]).all()
+    if size is OPEN:
+        assert (got == model.segment(images)).mean() >= 0.999
+
+
+@slow
+@pytest.mark.parametrize("ending", sorted({case[0] for case in CASES} - {".xml"}))
+def test_the_metadata_can_be_read_without_this_package(tmp_path, ending):
+    need(ending)
+    model = untrained(3, num_classes=8)
+    model.class_names, model.colors = NAMES, COLORS
+    path = ksa.export_model(model, tmp_path / f"model{ending}")
+    if ending == ".onnx":
+        import onnx
+
+        props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+        version = props.pop("keras_segadapter")
+        facts = {key: json.loads(value) for key, value in props.items()}
+        facts["keras_segadapter"] = version
+    elif ending == ".tflite":
+        with zipfile.ZipFile(path) as archive:
+            (name,) = archive.namelist()
+            facts = json.loads(archive.read(name))
+    else:
+        file = path / "assets.extra/keras_segadapter.json"
+        facts = json.loads(file.read_text())
+    assert facts == {
+        "keras_segadapter": ksa.__version__,
+        "stride": 4,
+        "num_classes": 8,
+        "takes_pixels": True,
+        "class_names": [*NAMES],
+        "colors": COLORS.tolist(),
+    }
+
+
 # Meaning
 
 
-@pytest.mark.parametrize("ending, size, labels", CASES)
-def test_runtimes_agree_with_keras(tmp_path, example, model, ending, size, labels):
-    need(ending)
-    out = tmp_path / f"model{ending}"
-    example["export"](model, out, size, labels)
-    run = example["open_artifact"](out)
-    check(model, run, labels, scenes(1, FIXED))
-    if size == OPEN:
-        check(model, run, labels, scenes(1, (96, 64)))
-        check(model, run, labels, scenes(3, (64, 64)))
-
-
+@slow
 @pytest.mark.parametrize(
     "ending", [".onnx", ".tflite"] if BACKEND == "tensorflow" else [".onnx"]
 )
-def test_int8_agrees_with_keras_on_nearly_every_pixel(tmp_path, example, model, ending):
+def test_int8_agrees_with_keras_on_nearly_every_pixel(tmp_path, model, ending):
     need(ending)
     seen, new = scenes(12, FIXED)[:8], scenes(12, FIXED)[8:]
     paths = [tmp_path / f"{name}{ending}" for name in ("float", "int8")]
-    example["export"](model, paths[0], FIXED)
-    example["export"](model, paths[1], FIXED, photos=[photo[None] for photo in seen])
+    file = tmp_path / "photo.png"
+    Image.fromarray(seen[0].astype("uint8")).save(file)
+    ksa.export_model(model, paths[0], size=FIXED)
+    paths[1].write_text("A file that exists is overwritten.")
+    ksa.export_model(model, paths[1], size=FIXED, calibration=[file, *seen[1:]])
     assert paths[1].stat().st_size < 0.7 * paths[0].stat().st_size
-    run = example["open_artifact"](paths[1])
-    got = np.concatenate([np.asarray(run(image[None])) for image in new])
+    exported = ksa.open_exported(paths[1])
+    assert exported.class_names == NAMES
+    got = np.concatenate([exported.run(image[None]) for image in new])
     want = model.predict_on_batch(new)
     assert np.abs(got - want).max() > 0.0  # it computes in 8 bits
     assert (got.argmax(-1) == want.argmax(-1)).mean() >= 0.95
 
 
-def run_here(monkeypatch, script, *arguments):
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-
-
-def masks_of(monkeypatch, tmp_path, *files):
-    """Yield the masks of examples/predict.py for a photo that no stride divides."""
-    photo = tmp_path / "photo.png"
-    Image.fromarray(scenes(1, (51, 75))[0].astype("uint8")).save(photo)
-    for file in files:
-        run_here(monkeypatch, "predict.py", file, photo, "--out", tmp_path / file.stem)
-        with Image.open(tmp_path / file.stem / "photo_mask.png") as mask:
-            yield np.asarray(mask)
-
-
-def test_export_and_predict_from_the_shell(tmp_path, monkeypatch, example, model):
+@slow
+def test_an_export_in_a_fresh_process(tmp_path, model):
     need(".onnx")
     files = [tmp_path / name for name in ("keras.keras", "onnx.onnx")]
     model.save(files[0])
-    size = ["--size", *map(str, FIXED)] if BACKEND == "jax" else []
     # In a fresh process names are counted from the start, so those of the loaded graph
     # could clash with new ones.
+    script = (
+        "import sys, keras, keras_segadapter as ksa\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        f"path = ksa.export_model(model, sys.argv[2], size={ONNX_SIZE})\n"
+        "print(ksa.compare_exported(model, path))\n"
+    )
     printed = subprocess.run(
-        [sys.executable, EXAMPLES / "export.py", *files, *size],
+        [sys.executable, "-c", script, *files],
         env={**os.environ, "KERAS_BACKEND": BACKEND},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     assert "agree with Keras' on 100.00% of the pixels" in printed
-    run = example["open_artifact"](files[1])
-    check(model, run, False, scenes(1, FIXED))
-    if size:
-        return  # For a file of fixed size predict.py resizes, where Keras pads.
-    check(model, run, False, scenes(1, (96, 64)))
-    check(model, run, False, scenes(3, (64, 64)))
-    one, other = masks_of(monkeypatch, tmp_path, *files)
-    assert one.shape == (51, 75) and len(np.unique(one)) > 1
-    assert (one == other).mean() >= 0.999
+    assert "of the largest logit" in printed
+    exported = ksa.open_exported(files[1])
+    check(model, exported, False, scenes(1, FIXED))
+    if ONNX_SIZE is OPEN:
+        check(model, exported, False, scenes(1, (96, 64)))
+        check(model, exported, False, scenes(3, (64, 64)))
 
 
-@pytest.mark.parametrize("labels", [False, True])
-def test_predict_with_an_onnx_file_of_fixed_size(
-    tmp_path, monkeypatch, tiny_backbone, labels
-):
+@slow
+@pytest.mark.parametrize("labels", [False, True], ids=["logits", "labels"])
+def test_a_model_of_fixed_size(tmp_path, tiny_backbone, labels):
     need(".onnx")
     model = ksa.build_segmenter(tiny_backbone(size=(64, 64)), num_classes=8)
-    files = [tmp_path / name for name in ("keras.keras", "onnx.onnx")]
-    model.save(files[0])
-    run_here(monkeypatch, "export.py", *files, *(["--labels"] if labels else []))
-    one, other = masks_of(monkeypatch, tmp_path, *files)
-    assert one.shape == other.shape == (51, 75)
+    path = ksa.export_model(model, tmp_path / "model.onnx", labels=labels)
+    exported = ksa.open_exported(path)
+    assert exported.size == (64, 64)
+    assert exported.class_names is None and exported.colors is None
+    image = scenes(1, (51, 75))[0]
     # Nearest-neighbor resizing of class ids moves edges by up to a pixel.
-    assert (one == other).mean() >= (0.8 if labels else 0.999)
+    equal = exported(image) == model.segment(image)
+    assert equal.mean() >= (0.8 if labels else 0.999)
+    comparison = ksa.compare_exported(model, path, image)
+    assert comparison.agreement >= 0.999
+    assert (comparison.difference is None) == labels
+
+
+@slow
+@pytest.mark.parametrize("channels", [1, 4])
+def test_models_of_other_channels_and_many_classes(tmp_path, channels):
+    need(".onnx")
+    model = untrained(channels, num_classes=300)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, channels), "uint8")
+    for labels in (False, True):
+        path = tmp_path / "model.onnx"
+        ksa.export_model(model, path, labels=labels, calibration=None)
+        ids = ksa.open_exported(path)(image)
+        assert ids.dtype == "int32" and (ids == model.segment(image)).mean() >= 0.999
+        assert ids.max() > 255
+    assert ksa.compare_exported(model, path).agreement >= 0.999
 
 
 @pytest.mark.slow
-def test_onnx_of_the_papers_model(tmp_path, example):
+def test_onnx_of_the_papers_model(tmp_path):
     need(".onnx")
     model = ksa.AdaptMiTB0(num_classes=8)
-    example["export"](model, tmp_path / "model.onnx", ONNX_SIZE)
-    run = example["open_artifact"](tmp_path / "model.onnx")
-    check(model, run, False, scenes(1, FIXED))
-    if ONNX_SIZE == OPEN:
-        check(model, run, False, scenes(2, (160, 96)))
+    path = ksa.export_model(model, tmp_path / "model.onnx", size=ONNX_SIZE)
+    exported = ksa.open_exported(path)
+    check(model, exported, False, scenes(1, FIXED))
+    if ONNX_SIZE is OPEN:
+        check(model, exported, False, scenes(2, (160, 96)))
 
 
 # Edges
 
 
-INT8 = {"size": FIXED, "photos": [0]}
-ERRORS = {"unknown_ending": (".pb", {}, "must end with .onnx, .tflite")}
+IMAGE = np.full((40, 40, 3), 100, "uint8")
+INT8 = {"size": FIXED, "calibration": [IMAGE]}
+ERRORS = {
+    "unknown_ending": (".pb", {}, "must end with .onnx, .tflite.*path="),
+    "size_below_the_stride": (".onnx", {"size": (4, 64)}, "at least 8.*size.0.=4"),
+    "no_size": (".onnx", {"size": 64}, "must be .height, width.*size=64"),
+}
 if BACKEND != "tensorflow":
-    ERRORS["open_litert"] = (".tflite", {}, "KERAS_BACKEND=tensorflow")
+    ERRORS["open_litert"] = (".tflite", {}, "KERAS_BACKEND=tensorflow.*path=")
 if BACKEND == "torch":
-    ERRORS["saved_model"] = ("", {}, "KERAS_BACKEND=tensorflow")
-    ERRORS["int8_litert"] = (".tflite", INT8, "no --int8")
+    ERRORS["saved_model"] = ("", {}, "KERAS_BACKEND=tensorflow.*path=")
+    ERRORS["int8_litert"] = (".tflite", INT8, "Leave `calibration` out.*path=")
 else:
-    ERRORS["int8_saved_model"] = ("", {"photos": [0]}, "Leave --int8 out")
+    ERRORS["int8_saved_model"] = ("", INT8, "Leave `calibration` out.*path=")
 if BACKEND == "jax":
-    ERRORS["open_onnx"] = (".onnx", {}, "Pass --size H W")
+    ERRORS["open_onnx"] = (".onnx", {}, "Pass size=.*--size H W.*path=")
 
 
 @pytest.mark.parametrize("ending, options, message", ERRORS.values(), ids=ERRORS)
-def test_unsupported_exports_raise(tmp_path, example, model, ending, options, message):
-    if ending == ".onnx":
-        need(ending)
-    with pytest.raises(ValueError, match=f"{message}.*Received: OUT=.*model{ending}"):
-        example["export"](model, tmp_path / f"model{ending}", **options)
+def test_unsupported_exports_raise(tmp_path, tiny_backbone, ending, options, message):
+    model = ksa.build_segmenter(tiny_backbone(), num_classes=8)
+    with pytest.raises(ValueError, match=message):
+        ksa.export_model(model, tmp_path / f"new/model{ending}", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_photos_raises(tmp_path, example):
-    with pytest.raises(ValueError, match=r"must hold .jpg or .png photos.*--int8 "):
-        example["load_photos"](tmp_path, FIXED, 8)
+@pytest.mark.parametrize(
+    "calibration, message",
+    [
+        pytest.param([], r"must be a list.*calibration=\[\]", id="empty"),
+        pytest.param("photos", r"glob\('\*.jpg'\).*'photos'", id="a_folder"),
+        pytest.param([IMAGE[None]], "list of images.*1, 40, 40, 3", id="a_batch"),
+        pytest.param([IMAGE[..., :1]], r"\(height, width, 3\)", id="channels"),
+        pytest.param([IMAGE / 255], r"in 0\.\.1", id="scaled"),
+        pytest.param(["missing.jpg"], "cannot be read.*missing.jpg", id="no_file"),
+    ],
+)
+def test_calibration_that_holds_no_images_raises(tmp_path, calibration, message):
+    need(".onnx")
+    with pytest.raises(ValueError, match=message):
+        ksa.export_model(untrained(3), tmp_path / "m.onnx", calibration=calibration)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_size_than_that_of_the_model_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"must be \(32, 32\), the only size.*64"):
+        ksa.export_model(untrained(3), tmp_path / "model.onnx", size=(64, 64))
+
+
+@pytest.mark.parametrize("ending", [".onnx", ""])
+def test_a_folder_in_the_place_of_a_file_raises(tmp_path, ending):
+    path = tmp_path / f"model{ending}"
+    path.mkdir() if ending else path.write_text("")
+    with pytest.raises(ValueError, match=r"Choose another one.*model"):
+        ksa.export_model(untrained(3), path)
+
+
+def test_another_model_raises(tmp_path):
+    with pytest.raises(TypeError, match="export_model takes a keras_segadapter"):
+        ksa.export_model(keras.Sequential(), tmp_path / "model.onnx")
+
+
+def test_a_missing_package_raises_with_the_way_to_install_it(tmp_path, monkeypatch):
+    for package, install in {
+        "onnx": r"keras-segadapter\[export\]",
+        "tensorflow": r"keras-segadapter\[tensorflow\]",
+        "litert_torch": "litert-torch",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)  # as if it were not installed
+            with pytest.raises(ImportError, match=f"{package}.*pip install {install}"):
+                import_package(package)
+            if package == "onnx":
+                with pytest.raises(ImportError, match="pip install"):
+                    ksa.export_model(untrained(3), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        pytest.param("model.keras", "keras.models.load_model", id="keras_file"),
+        pytest.param("model.onnx", "no exported model at this path", id="no_file"),
+        pytest.param("model", "no exported model at this path", id="no_folder"),
+    ],
+)
+def test_what_is_no_exported_file_raises(tmp_path, name, message):
+    with pytest.raises(ValueError, match=f"{message}.*Received: path=.*{name}"):
+        ksa.open_exported(tmp_path / name)
+
+
+def test_a_damaged_file_raises(tmp_path):
+    need(".onnx")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"can't be opened.*Received: path=.*onnx"):
+        ksa.open_exported(path)
