@@ -16,7 +16,11 @@ from keras_segadapter.layers import (
 from keras_segadapter.graph import Stage, find_stages
 from keras_segadapter.backbones import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
 from keras_segadapter import data, visualization
-from keras_segadapter.losses import MaskLoss, SegmentationCrossentropy
+from keras_segadapter.losses import (
+    MaskLoss,
+    SegmentationCrossentropy,
+    balanced_class_weight,
+)
 from keras_segadapter.metrics import MeanIoU
 from keras_segadapter.inference import (
     CostReport,
@@ -85,6 +89,7 @@ __all__ = [
     "TrainingPictures",
     "WarmupPoly",
     "__version__",
+    "balanced_class_weight",
     "build_segmenter",
     "compare_exported",
     "cost_report",

@@ -29,7 +29,7 @@ class MeanIoU(keras.metrics.Metric):
     Args:
         num_classes: Integer of at least 2. Number of classes K.
         ignore_class: Integer, list of integers, or None. Ids of void pixels. Defaults
-            to `255`.
+            to `"auto"`: 255 where that is not a class, that is, up to 255 classes.
         name: String. Name of the metric in logs and history. Defaults to `"mIoU"`.
         **kwargs: `dtype`, as in `keras.metrics.Metric`.
 
@@ -38,8 +38,9 @@ class MeanIoU(keras.metrics.Metric):
         y_pred: Logits or probabilities `(B, h, w, K)`, of any height and width.
 
     Raises:
-        ValueError: If `num_classes` is below 2, if the shapes do not fit, or if
-            `sample_weight` is given: a pixel counts or does not.
+        ValueError: If `num_classes` is below 2, if an ignored id is a class, if the
+            shapes do not fit, or if `sample_weight` is given: a pixel counts or does
+            not.
         TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
 
     Example:
@@ -56,10 +57,10 @@ class MeanIoU(keras.metrics.Metric):
     ```
     """
 
-    def __init__(self, num_classes, ignore_class=255, name="mIoU", **kwargs):
+    def __init__(self, num_classes, ignore_class="auto", name="mIoU", **kwargs):
         super().__init__(name=name, **kwargs)
         self.num_classes = check_num_classes(num_classes)
-        self.ignore_class = ignored_ids(ignore_class)
+        self.ignore_class = ignored_ids(ignore_class, num_classes)
         self._direction = "up"
         self.low, self.high = (
             self.add_weight(
@@ -138,21 +139,41 @@ class MeanIoU(keras.metrics.Metric):
 class ResizedMetric(keras.metrics.Metric):
     """Resize scores to the mask, then hand both to another metric.
 
-    `Segmenter.compile` puts it around metrics that are not of this package.
+    `Segmenter.compile` puts it around metrics that are not of this package. Keras' own
+    metrics know no void: they get it with weight 0.
 
     Args:
         metric: `keras.metrics.Metric` for class ids `(B, H, W)` and logits
-            `(B, H, W, K)`.
+            `(B, H, W, K)`; one of Keras' `IoU` gets them as it is set to take them.
+        ignore_class: List of ids of void pixels, or None for a metric that gets the
+            mask as it is. Defaults to `None`.
         **kwargs: `name` and `dtype`, as in `keras.metrics.Metric`. The name defaults to
             that of `metric`.
     """
 
-    def __init__(self, metric, **kwargs):
+    def __init__(self, metric, ignore_class=None, **kwargs):
         super().__init__(**{"name": metric.name, **kwargs})
         self.metric = metric
+        self.ignore_class = ignore_class
+        self._direction = getattr(metric, "_direction", None)  # as of Keras' own
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        self.metric.update_state(y_true, resized_whole(y_pred, y_true), sample_weight)
+        logits = resized_whole(y_pred, y_true)  # (B, H, W, K)
+        if self.ignore_class is not None:
+            y_true = integer_labels(y_true, y_pred)  # (B, H, W)
+            counted = counted_pixels(y_true, self.ignore_class)
+            y_true = ops.where(counted, y_true, 0)
+            weights = 1 if sample_weight is None else sample_weight
+            if len(getattr(weights, "shape", ())) == 1:  # one weight per image
+                weights = ops.reshape(weights, (-1, 1, 1))
+            # Keras' IoU counts in integers.
+            sample_weight = ops.cast(counted, self.metric.dtype) * weights
+            if isinstance(self.metric, keras.metrics.IoU):
+                if self.metric.sparse_y_pred:
+                    logits = ops.argmax(logits, axis=-1)
+                if not self.metric.sparse_y_true:
+                    y_true = ops.one_hot(y_true, y_pred.shape[-1])
+        self.metric.update_state(y_true, logits, sample_weight)
 
     def result(self):
         return self.metric.result()
@@ -162,7 +183,10 @@ class ResizedMetric(keras.metrics.Metric):
 
     def get_config(self):
         config = super().get_config()
-        config.update(metric=keras.saving.serialize_keras_object(self.metric))
+        config.update(
+            metric=keras.saving.serialize_keras_object(self.metric),
+            ignore_class=self.ignore_class,
+        )
         return config
 
     @classmethod
@@ -171,41 +195,49 @@ class ResizedMetric(keras.metrics.Metric):
         return cls(**{**config, "metric": metric})
 
 
-def fit_metric(metric):
+def fit_metric(metric, num_classes, ignored):
     """Return a metric that takes a mask of ids and a segmenter's scores.
 
     Args:
         metric: A metric as `keras.Model.compile` takes it.
+        num_classes: Integer. Number of classes K.
+        ignored: List of the ids of void pixels.
 
     Raises:
-        ValueError: If it is one of Keras' metrics that does not take ids and logits of
-            each class; the message names those that do.
+        ValueError: If it is one of Keras' metrics that does not take ids and scores of
+            each class, or is made for another number of classes; the message names
+            those that do.
     """
     if isinstance(metric, (MeanIoU, ResizedMetric)):
         return metric
     if isinstance(metric, str) and metric in ("accuracy", "acc"):
         metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
     named = keras.metrics.get(metric)
-    takes_ids = isinstance(named, _OF_IDS) or not is_of_keras(named)
-    if type(named) is keras.metrics.MeanMetricWrapper:
-        takes_ids = True  # around a function of the user's own
+    if not isinstance(named, keras.metrics.Metric):
+        own = not is_of_keras(named)
+        named = keras.metrics.MeanMetricWrapper(named, name=named.__name__)
+    else:  # a wrapper of Keras holds a function of the user's
+        own = not is_of_keras(named) or type(named) is keras.metrics.MeanMetricWrapper
+    if own:
+        return ResizedMetric(named)
+    takes_ids = isinstance(named, _OF_IDS)
     if isinstance(named, keras.metrics.IoU):
-        takes_ids = named.sparse_y_true and not named.sparse_y_pred
+        takes_ids = type(named) is not keras.metrics.BinaryIoU
+        takes_ids = takes_ids and named.num_classes == num_classes
     if isinstance(named, keras.metrics.SparseCategoricalCrossentropy):
         takes_ids = named.from_logits
     if not takes_ids:
         raise ValueError(
-            "The model gives logits of each class and masks hold class ids, but this "
-            "metric takes other values. Use keras_segadapter.MeanIoU(num_classes), "
-            '"accuracy", or a metric of your own. Received: '
-            f"metrics=[..., {metric!r}, ...]"
+            f"The model gives logits of {num_classes} classes and masks hold class "
+            "ids, but this metric takes other values. Use "
+            f"keras_segadapter.MeanIoU({num_classes}), whose report() has the recall "
+            f'of each class, "accuracy", keras.metrics.MeanIoU({num_classes}), or a '
+            f"metric of your own. Received: metrics=[..., {metric!r}, ...]"
         )
-    if not isinstance(named, keras.metrics.Metric):
-        named = keras.metrics.MeanMetricWrapper(named, name=named.__name__)
-    return ResizedMetric(named)
+    return ResizedMetric(named, ignored)
 
 
-# What Keras has for ids and scores of each class.
+# What Keras has for ids and scores of each class, besides `IoU` and its kin.
 _OF_IDS = (
     keras.metrics.SparseCategoricalAccuracy,
     keras.metrics.SparseTopKCategoricalAccuracy,

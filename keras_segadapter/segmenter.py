@@ -7,10 +7,16 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_segadapter.backbones.preprocessing import default_preprocessing
+from keras_segadapter.backbones.preprocessing import (
+    check_backbone,
+    default_preprocessing,
+    normalizes,
+)
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import (
     add_at_finest,
+    free_name,
+    layer_names,
     resolve_adapters,
     splice_adapters,
 )
@@ -23,12 +29,18 @@ from keras_segadapter.losses.resized import fit_loss
 from keras_segadapter.metrics import MeanIoU, fit_metric
 from keras_segadapter.training.optimizers import AdamW, with_loss_scale
 from keras_segadapter.training.resume import prepare_fit
+from keras_segadapter.training.watch import (
+    DataWatch,
+    StopOnNonsense,
+    check_data,
+    check_first_images,
+)
 from keras_segadapter.validation import (
-    check_masks,
     check_num_classes,
     check_outputs,
     check_size_of_masks,
     ignored_ids,
+    is_auto,
 )
 
 
@@ -66,6 +78,10 @@ class Segmenter(keras.Model):
             None: nothing. Defaults to `"sum"`.
         preprocessing: Layer from RGB in 0..255 to what the backbone expects. Defaults
             to one chosen to suit the backbone; `keras.layers.Identity()` for none.
+        class_names: List of K strings, for tables and pictures. Defaults to None: `fit`
+            takes them from a dataset that has them.
+        colors: RGB colors of the classes, uint8 `(K, 3)`. Defaults to None, as for
+            `class_names`.
         name: String. Name of the model. Defaults to `None`.
         dtype: Dtype policy of the model as a whole. Defaults to the global policy.
 
@@ -76,6 +92,10 @@ class Segmenter(keras.Model):
         adapters: List of `SegAdapter`, one per stage; empty without adapters.
         head: The decode head.
         preprocessing: The layer between the image and the backbone.
+        takes_pixels: Whether images go in as pixels in 0..255, which the preprocessing
+            or the backbone itself normalizes.
+        class_names: Tuple of K strings, or None.
+        colors: RGB colors, uint8 `(K, 3)`, or None.
         features: Dict of symbolic feature maps `(B, h, w, C)`, a list over the stages
             each: "inputs" and "outputs" of the adapters (without adapters the same) and
             their "scores". `keras.Model(model.input, model.features)` computes them.
@@ -119,23 +139,27 @@ class Segmenter(keras.Model):
         head=None,
         aux="sum",
         preprocessing=None,
+        class_names=None,
+        colors=None,
         name=None,
         dtype=None,
     ):
         # Layers
         num_classes = check_num_classes(num_classes)
         functional = as_functional(backbone)
+        check_backbone(functional)
         stages = resolve_taps(functional, taps)
-        adapters = resolve_adapters(adapters, stages, num_classes, aux)
+        taken = layer_names(functional)
+        adapters = resolve_adapters(adapters, stages, num_classes, aux, taken)
         if head is None:
-            head = MLPHead(num_classes, name="head")
+            head = MLPHead(num_classes, name=free_name("head", taken))
         if preprocessing is None:
             preprocessing = default_preprocessing(functional)
-        _check_layers(head=head, preprocessing=preprocessing)
+        _check_layers(taken, adapters, aux, head=head, preprocessing=preprocessing)
 
         # Functional model
         (image,) = keras.tree.flatten(functional.input)
-        image = keras.Input(image.shape[1:], name="image")  # (B, H, W, C)
+        image = keras.Input(image.shape[1:], name=free_name("image", taken))
         prepared = preprocessing(image)
         features = splice_adapters(functional, prepared, stages, adapters)
         logits = head(features["outputs"])  # (B, H/4, W/4, K)
@@ -145,12 +169,13 @@ class Segmenter(keras.Model):
             outputs["aux"] = aux(features["outputs"])
             _check_scores("aux", aux, outputs["aux"], num_classes)
         elif adapters and aux == "sum":
-            outputs["aux"] = add_at_finest(features["scores"])
+            coarse = free_name("coarse", taken)
+            outputs["aux"] = add_at_finest(features["scores"], coarse)
         elif adapters and aux == "per_stage":
             scores = zip(stage_keys(stages), features["scores"], strict=True)
             outputs.update({f"aux_{key}": stage_scores for key, stage_scores in scores})
         outputs = {
-            key: _Scores(dtype="float32", name=key)(scores)
+            key: _Scores(dtype="float32", name=free_name(key, taken))(scores)
             for key, scores in outputs.items()
         }
         super().__init__(image, outputs, name=name)
@@ -172,6 +197,9 @@ class Segmenter(keras.Model):
         self.head = head
         self.aux = aux
         self.preprocessing = preprocessing
+        identity = isinstance(preprocessing, layers.Identity)
+        self.takes_pixels = not identity or normalizes(functional)
+        self.name_classes(class_names, colors)
         self._features = features
         logits = ResizeLike(dtype="float32", name="resize")([logits, image])
         self._at_image_size = keras.Model(image, logits, name=f"{self.name}_inference")
@@ -189,7 +217,7 @@ class Segmenter(keras.Model):
         loss_weights=None,
         metrics="auto",
         *,
-        ignore_class=255,
+        ignore_class="auto",
         aux_weight=0.4,
         jit_compile="auto",
         **kwargs,
@@ -214,7 +242,9 @@ class Segmenter(keras.Model):
                 `[MeanIoU(num_classes, ignore_class)]`; None for none. Defaults to
                 `"auto"`.
             ignore_class: Integer, list of integers, or None. Ids of void pixels, for
-                the loss and metric of `"auto"`. Defaults to `255`.
+                the loss and metrics of `"auto"` and for Keras' own metrics; a loss that
+                is passed has its own. Defaults to `"auto"`: 255 where that is not a
+                class, that is, up to 255 classes.
             aux_weight: Number of at least 0. Weight lambda of the auxiliary loss
                 (paper, section 2). Defaults to `0.4`.
             jit_compile: As in Keras: True for XLA (`torch.compile` on torch). Defaults
@@ -224,8 +254,9 @@ class Segmenter(keras.Model):
         Raises:
             TypeError: If `ignore_class` is neither None, an integer nor a list of
                 integers.
-            ValueError: If `aux_weight` is negative, if a dict names another output, or
-                if one of Keras' losses or metrics does not take ids and logits.
+            ValueError: If `aux_weight` is negative, if an ignored id is a class, if a
+                dict names another output, or if one of Keras' losses or metrics does
+                not take ids and logits.
 
         Example:
 
@@ -237,10 +268,10 @@ class Segmenter(keras.Model):
             [keras.Input((None, None, 3)), keras.layers.Conv2D(8, 4, 4)]
         )
         model = ksa.build_segmenter(backbone, num_classes=3)
-        model.compile(keras.optimizers.SGD(0.1), ignore_class=[0, 255])
+        model.compile(keras.optimizers.SGD(0.1), ignore_class=[254, 255])
         ```
         """
-        ids = ignored_ids(ignore_class)
+        ids = ignored_ids(ignore_class, self.num_classes)
         if not aux_weight >= 0:
             raise ValueError(
                 f"`aux_weight` must be at least 0. Received: aux_weight={aux_weight}"
@@ -254,11 +285,11 @@ class Segmenter(keras.Model):
             metrics=metrics,
             weighted_metrics=weighted,
         )
-        if _is_auto(optimizer):
+        if is_auto(optimizer):
             optimizer = AdamW()
-        if _is_auto(loss):
+        if is_auto(loss):
             loss = SegmentationCrossentropy(ids)
-        if _is_auto(metrics):
+        if is_auto(metrics):
             metrics = [MeanIoU(self.num_classes, ids)]
         if loss is not None and not isinstance(loss, dict):
             loss = dict.fromkeys(names, loss)
@@ -268,11 +299,16 @@ class Segmenter(keras.Model):
             loss = {key: fit_loss(each) for key, each in loss.items()}
             if isinstance(loss_weights, dict):
                 loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
+        by_loss = _ignored_by(loss, self.num_classes)
         # A list of metrics is for the logits, whose name is not put in front of theirs.
         by_output = isinstance(metrics, dict) or isinstance(weighted, dict)
         self._measured = names if by_output else ["logits"]
+
+        def fitted(metric):
+            return fit_metric(metric, self.num_classes, sorted({*ids, *by_loss}))
+
         metrics, weighted = (
-            keras.tree.map_structure(fit_metric, value or None, none_is_leaf=False)
+            keras.tree.map_structure(fitted, value or None, none_is_leaf=False)
             for value in (metrics, weighted)
         )
         optimizer = keras.optimizers.get(optimizer)
@@ -288,9 +324,17 @@ class Segmenter(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
+        watch = DataWatch(self.num_classes, by_loss, self.takes_pixels)
+        # Kept from Keras, which would save it.
+        object.__setattr__(self, "_watch", watch)
         if optimizer is not None:
             # Built at once, so that a file saved before the first step holds it whole.
             self.optimizer.build(self.trainable_variables)
+
+    @property
+    def metrics(self):
+        watched = [self._watch] if self.compiled else []
+        return [*super().metrics, *watched]
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -330,24 +374,38 @@ class Segmenter(keras.Model):
             epochs before a resumption included.
 
         Raises:
-            ValueError: If masks in memory (arrays, or the first batch of a PyDataset)
-                hold ids outside the classes or do not fit the images, if `class_weight`
-                is given, or if a backup does not fit the model. Ids outside the classes
-                from other sources make the default loss NaN.
+            ValueError: If the first images are not in the range that the model takes
+                (0..255 where it normalizes them), if masks in memory (arrays, or the
+                first batch of a PyDataset) hold ids outside the classes or do not fit
+                the images, if the loss becomes NaN, as it does where other sources have
+                ids outside the classes, if the masks are void throughout, if
+                `class_weight` is given, or if a backup does not fit the model.
 
         Example: see `Segmenter`.
         """
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if self.compiled:  # otherwise Keras says so
-            self._check_data(x, y)
+            check_data(self._watch, x, y)
             validation = given.get("validation_data")
             pair = isinstance(validation, (tuple, list))
-            self._check_data(*(validation[:2] if pair else [validation]))
+            check_data(self._watch, *(validation[:2] if pair else [validation]))
+        names = getattr(x, "class_names", None)
+        if names is not None and len(names) == self.num_classes:
+            self.name_classes(names, getattr(x, "colors", None))
         state = prepare_fit(self, given, backup)
         history = super().fit(**given)
         if state is not None:
             history.epoch, history.history = state.epochs, state.history
         return history
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """Measure the loss and metrics; arguments, and errors on data, as in `fit`."""
+        given = inspect.signature(super().evaluate).bind_partial(x, y, *args)
+        callbacks = kwargs.pop("callbacks", given.arguments.pop("callbacks", None))
+        if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
+            check_data(self._watch, x, y)
+            callbacks = [StopOnNonsense(), *keras.tree.flatten(callbacks or [])]
+        return super().evaluate(**given.arguments, callbacks=callbacks, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -359,6 +417,8 @@ class Segmenter(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Compute the metrics, each on the one mask."""
+        masks = y if isinstance(y, dict) else {"logits": y}
+        self._watch.update_state(x, masks, y_pred)
         values = self._for_each_output(y), y_pred, self._for_each_output(sample_weight)
         y, y_pred, sample_weight = map(self._measured_of, values)
         return super().compute_metrics(x, y, y_pred, sample_weight)
@@ -373,9 +433,15 @@ class Segmenter(keras.Model):
             return values
         return values[self._measured[0]]
 
-    def predict(self, *args, **kwargs):
-        """Predict logits `(N, H, W, K)` at image size; arguments as in Keras."""
-        return self._at_image_size.predict(*args, **kwargs)
+    def predict(self, x, *args, **kwargs):
+        """Predict logits `(N, H, W, K)` at image size; arguments as in Keras.
+
+        Raises:
+            ValueError: If the first images are not in the range that the model takes.
+        """
+        watch = DataWatch(self.num_classes, [], self.takes_pixels)
+        x = check_first_images(watch, x)
+        return self._at_image_size.predict(x, *args, **kwargs)
 
     def predict_on_batch(self, x):
         """Predict logits `(B, H, W, K)` at image size of one batch."""
@@ -384,6 +450,20 @@ class Segmenter(keras.Model):
     def export(self, *args, **kwargs):
         """Export `for_inference()`; arguments as in Keras."""
         return self._at_image_size.export(*args, **kwargs)
+
+    def save(self, filepath, *args, **kwargs):
+        """Save the model in a `.keras` file; arguments as in Keras.
+
+        Raises:
+            ValueError: If the file is an .h5 or .hdf5 file, which Keras could not load.
+        """
+        if str(filepath).lower().endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "A Segmenter can't be loaded from an HDF5 file of the whole model. Use "
+                'model.save("model.keras"), or model.save_weights("model.weights.h5") '
+                f"for the weights alone. Received: filepath={filepath}"
+            )
+        return super().save(filepath, *args, **kwargs)
 
     def segment(self, images):
         """Predict the class ids of one image or several, of any size.
@@ -457,15 +537,27 @@ class Segmenter(keras.Model):
         ids = keras.Model(logits, ids, name="labels")(model.output)
         return keras.Model(model.input, ids, name=model.name)
 
-    def _check_data(self, x, y=None):
-        """Stop before training on masks in memory that cannot be right."""
-        if isinstance(x, keras.utils.PyDataset):
-            x, y = x[0][:2]
-        losses = (self.loss or {}).values()  # compile makes it a dict
-        ids = [ignored_ids(getattr(loss, "ignore_class", None)) for loss in losses]
-        for masks in y.values() if isinstance(y, dict) else [y]:
-            if isinstance(masks, np.ndarray):
-                check_masks(masks, np.shape(x), self.num_classes, set().union(*ids))
+    def name_classes(self, class_names=None, colors=None):
+        """Give the classes names and colors, for tables, pictures and exported files.
+
+        Args:
+            class_names: List of K strings, or None.
+            colors: RGB colors, uint8 `(K, 3)`, or None.
+
+        Raises:
+            ValueError: If there is not one for each class.
+        """
+        for name, value in (("class_names", class_names), ("colors", colors)):
+            if value is not None and len(value) != self.num_classes:
+                raise ValueError(
+                    f"`{name}` must hold one for each of the {self.num_classes} "
+                    f"classes. Received: {len(value)} in {name}={value!r}"
+                )
+        known = getattr(self, "class_names", None)
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.colors = None if colors is None else np.asarray(colors, "uint8")
+        if known not in (None, self.class_names):
+            print(f"The classes are now {self.class_names}; they were {known}.")
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -477,6 +569,8 @@ class Segmenter(keras.Model):
             "head": serialize(self.head),
             "aux": serialize(self.aux),
             "preprocessing": serialize(self.preprocessing),
+            "class_names": self.class_names and list(self.class_names),
+            "colors": None if self.colors is None else self.colors.tolist(),
             "name": self.name,
             "dtype": serialize(self.dtype_policy),
         }
@@ -536,12 +630,32 @@ class _Scores(layers.Identity):
         )
 
 
-def _check_layers(**arguments):
+def _ignored_by(losses, num_classes):
+    """Return a sorted list of the ids that the losses of a dict ignore."""
+    ids = set()
+    for loss in (losses or {}).values():
+        loss = getattr(loss, "loss", loss)  # inside a ResizedLoss
+        ids.update(ignored_ids(getattr(loss, "ignore_class", None), num_classes))
+    return sorted(ids)
+
+
+def _check_layers(taken, adapters, aux, **arguments):
+    """Validate that the parts are layers, with names that no other layer has."""
     for name, layer in arguments.items():
         if not isinstance(layer, keras.Layer):
             raise TypeError(
                 f"`{name}` must be a Keras layer. Received: {name}={layer!r}"
             )
+    owners = dict.fromkeys(taken, "a layer of the backbone")
+    parts = [("adapters", adapter) for adapter in adapters] + [*arguments.items()]
+    for owner, layer in parts + [("aux", aux)] * isinstance(aux, keras.Layer):
+        if layer.name in owners:
+            raise ValueError(
+                "The layers of a model must have different names. Build one of the two "
+                f"with another `name`. Received: `{owner}` and {owners[layer.name]}, "
+                f"both named '{layer.name}'"
+            )
+        owners[layer.name] = f"`{owner}`"
 
 
 def _check_scores(name, layer, scores, num_classes):
@@ -551,7 +665,3 @@ def _check_scores(name, layer, scores, num_classes):
             f"height, width, {num_classes}). Received: {name}={layer!r}, which gave "
             f"{scores}"
         )
-
-
-def _is_auto(value):
-    return isinstance(value, str) and value == "auto"

@@ -166,7 +166,8 @@ def check_masks(masks, images_shape, num_classes, ignored):
 
     Raises:
         ValueError: If the shapes do not fit, if the masks hold ids that are neither
-            classes nor ignored, or if they look like black and white pictures.
+            classes nor ignored, or nothing but ignored ones, or if they look like black
+            and white pictures.
     """
     one_id_per_pixel = masks.ndim == 3 or masks.shape[3:] == (1,)
     if not one_id_per_pixel or masks.shape[:3] != tuple(images_shape[:3]):
@@ -178,36 +179,37 @@ def check_masks(masks, images_shape, num_classes, ignored):
         )
     present = set(np.unique(masks).tolist())
     wrong = sorted(present - set(ignored) - set(range(num_classes)))
-    if wrong or present == {0, 255}:
-        fault = (
-            f"The masks hold ids outside the {num_classes} classes 0..{num_classes - 1}"
-            if wrong
-            else "The masks hold nothing but class 0 and the ignored id 255"
-        )
-        fix = (
-            "They look like black and white pictures: use masks // 255"
-            if present == {0, 255}
-            else "Map them to class ids, raise num_classes, or leave them out with "
-            "compile(ignore_class=[...])"
-        )
-        found = wrong[:10] or sorted(present)
-        raise ValueError(
-            f"{fault}. {fix}. Received: masks with the ids {found} and "
-            f"ignore_class={sorted(ignored)}"
-        )
+    black_and_white = present == {0, 255}
+    if not wrong and not black_and_white and not present <= set(ignored):
+        return
+    fault = f"The masks hold ids outside the {num_classes} classes 0..{num_classes - 1}"
+    fix = (
+        "Map them to class ids, raise num_classes, or leave them out with "
+        "compile(ignore_class=[...])"
+    )
+    if black_and_white:
+        fix = "They look like black and white pictures: use masks // 255"
+        if not wrong:
+            fault = "The masks hold nothing but class 0 and the ignored id 255"
+    elif not wrong:
+        fault, fix = "The masks hold nothing but ignored ids", "Correct the masks"
+    raise ValueError(
+        f"{fault}. {fix}. Received: masks with the ids {wrong[:10] or sorted(present)} "
+        f"and ignore_class={sorted(ignored)}"
+    )
 
 
-def check_images(images, channels, normalizes):
+def check_images(images, channels, takes_pixels):
     """Validate that an array is an image, or a batch of them, that a model can take.
 
     Args:
         images: NumPy array.
         channels: Integer. Channels C that the model takes.
-        normalizes: Boolean. Whether the model takes pixels in 0..255 and normalizes
+        takes_pixels: Boolean. Whether the model takes pixels in 0..255 and normalizes
             them.
 
     Raises:
-        ValueError: If it is not: another shape, no numbers, NaN, or values in 0..1.
+        ValueError: If it is not: another shape, no numbers, or another range.
     """
     if images.ndim not in (3, 4) or images.shape[-1] != channels or not images.size:
         raise ValueError(
@@ -220,14 +222,67 @@ def check_images(images, channels, normalizes):
             "Images must hold numbers in 0..255, uint8 or float. Received: images of "
             f"dtype {images.dtype}"
         )
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
+    if images.dtype != "uint8":
+        check_range(count_values(images, np), images.dtype, takes_pixels)
+
+
+def count_values(images, numpy):
+    """Count what tells the range of images, as sums, which devices can add up.
+
+    Args:
+        images: Numbers of any shape.
+        numpy: The module that computes, `numpy` or `keras.ops`.
+
+    Returns:
+        List of the number of all values, and of those that are not finite, not 0, in
+        -1..1, below 0 and above 255.
+    """
+    tells = (
+        images == images,
+        ~numpy.isfinite(images),
+        images != 0,
+        numpy.abs(images) <= 1,
+        images < 0,
+        images > 255,
+    )
+    return [numpy.count_nonzero(values) for values in tells]
+
+
+def check_range(counts, dtype, takes_pixels):
+    """Validate the range of images by what `count_values` counted.
+
+    Args:
+        counts: List of integers.
+        dtype: Dtype of the images.
+        takes_pixels: As in `check_images`.
+
+    Raises:
+        ValueError: If values are not finite or, where the model takes pixels, if they
+            were scaled or normalized, or have more than 8 bits.
+    """
+    size, broken, nonzero, small, negative, large = map(int, counts)
+    if broken:
         raise ValueError(
-            "The image must be finite. Replace its NaN or infinite values. Received: "
-            f"an image with {np.count_nonzero(~np.isfinite(images))} of them"
+            "Images must be finite. Replace their NaN or infinite values. Received: "
+            f"images with {broken:,} of them"
         )
-    if images.dtype.kind == "f" and normalizes and 0 < np.abs(images).max() <= 1:
-        raise ValueError(
-            "The image lies in 0..1, but the model takes pixels in 0..255 and "
-            "normalizes them by itself. Multiply the image by 255. Received: an image "
-            f"with values up to {images.max():.3g}"
-        )
+    # Interpolation and augmentation may overshoot a little.
+    few = 0 if "int" in str(dtype) else size // 100
+    if not takes_pixels or not nonzero:
+        return
+    if small == size:
+        found, count = ("in -1..1" if negative else "in 0..1"), small
+        fix = "Undo the normalization" if negative else "Multiply them by 255"
+    elif negative > few:
+        found, count, fix = "below 0", negative, "Undo the normalization"
+    elif large > few:
+        found, count, fix = "above 255", large, "Divide 16-bit images by 257"
+    else:
+        return
+    raise ValueError(
+        "The model takes pixels in 0..255 and normalizes them by itself, but these "
+        f"images have values {found}. {fix}; or, to feed images that your own code "
+        "normalizes, build the model with preprocessing=keras.layers.Identity() on a "
+        f"backbone that does not normalize. Received: images of dtype {dtype} with "
+        f"{count / size:.1%} of their values {found}"
+    )

@@ -155,7 +155,8 @@ TABLE = {
             "takes other values. Use keras_segadapter.MeanIoU",
         )
         for name, metric in {
-            "of_an_argmax": keras.metrics.MeanIoU(2),
+            "of_other_classes": keras.metrics.MeanIoU(3),
+            "of_two_values": keras.metrics.BinaryIoU(),
             "of_probabilities": keras.metrics.Precision(),
             "by_name": "mse",
         }.items()
@@ -228,7 +229,7 @@ TABLE = {
     "no_images": (lambda: build().segment(IMAGES[:0]), ValueError, "\\(0, 16, 24, 3"),
     "text": (lambda: build().segment(IMAGES.astype(str)), ValueError, "<U"),
     "nan": (lambda: build().segment(NAN), ValueError, "NaN or infinite"),
-    "scaled": (lambda: build().segment(HALF), ValueError, "Multiply the image by 255"),
+    "scaled": (lambda: build().segment(HALF), ValueError, "Multiply them by 255"),
 }
 
 

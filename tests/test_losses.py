@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import EAGER
 from keras import ops
+from sklearn.utils import class_weight as sk
 
 import keras_segadapter as ksa
 
@@ -121,17 +122,44 @@ def test_masks_of_any_type_and_with_a_channel(dtype):
 @pytest.mark.parametrize("ignore_class", ["void", 255.0, True, [255, None]])
 def test_wrong_ignore_class_raises(ignore_class):
     with pytest.raises(
-        TypeError, match="`ignore_class` must be None, an integer id or"
+        TypeError, match='`ignore_class` must be "auto", None, an integer'
     ):
         ksa.SegmentationCrossentropy(ignore_class)
 
 
-def test_wrong_class_weights_raise():
-    with pytest.raises(ValueError, match=r"at least 0 .*: class_weight=\[1, -1\]"):
-        ksa.SegmentationCrossentropy(class_weight=[1, -1])
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ([1, -1], ValueError, r"finite .*at least 0.*Received: class_weight=\[1, -1\]"),
+        ([1, math.nan], ValueError, "finite numbers"),
+        ({0: math.inf}, ValueError, "finite numbers"),
+        ([0, 0], ValueError, "not only zeros"),
+        ("balanced", TypeError, r"balanced_class_weight\(pixels_per_class\)"),
+        ({"road": 1}, ValueError, "must be classes, integers from 0"),
+        ([1, 2, 3], ValueError, "one weight per class.*3 weights for 4 classes"),
+        ({0: 1, 4: 2}, ValueError, r"from 0 to 3.*with the classes \[4\]"),
+    ],
+    ids=lambda value: None if isinstance(value, type) else str(value)[:20],
+)
+def test_wrong_class_weights_raise(weights, error, message):
     masks, logits = batch()
-    with pytest.raises(ValueError, match=r"one weight per class.*3 weights for 4 cla"):
-        ksa.SegmentationCrossentropy(class_weight=[1, 2, 3])(masks, logits)
+    with pytest.raises(error, match=message):
+        ksa.SegmentationCrossentropy(class_weight=weights)(masks, logits)
+
+
+def test_an_ignored_class_raises():
+    masks, logits = batch(num_classes=300, void=())
+    for loss in (ksa.SegmentationCrossentropy(255), ksa.MaskLoss(mix()[1:], None, 255)):
+        with pytest.raises(
+            ValueError, match=r"one of the 300 classes.*classes \[255\]"
+        ):
+            loss(masks, logits)
+
+
+@pytest.mark.parametrize("pixels", [[], [0, 0], [[1]], [1, -1]], ids=str)
+def test_wrong_counts_of_pixels_raise(pixels):
+    with pytest.raises(ValueError, match="the number of pixels of each class"):
+        ksa.balanced_class_weight(pixels)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +258,9 @@ MASK_LOSS_ERRORS = {
         "MaskLoss on .*reduction=None",
     ),
     "other_ignored_ids": (
-        dict(losses=mix(), ignore_class=[0, 255]),
+        dict(losses=mix(), ignore_class=[9, 255]),
         ValueError,
-        r"\[0, 255\]\) of SegmentationCrossentropy\(ignore_class=\[255\]\)",
+        r"\[9, 255\]\) of SegmentationCrossentropy\(ignore_class=auto\)",
     ),
     "ignored_name": (
         dict(losses=mix()[1:], ignore_class="void"),
@@ -293,7 +321,48 @@ def test_class_weights_weigh_as_in_pytorch():
     assert float(loss(masks, logits)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("ignore_class", [[255, 254], [0, 254, 255], {3, 254, 255}])
+def test_a_dict_of_class_weights_leaves_the_others_at_1():
+    masks, logits = batch()
+    expected = ksa.SegmentationCrossentropy(class_weight=[1, 1, 5, 1])(masks, logits)
+    loss = ksa.SegmentationCrossentropy(class_weight={2: 5})
+    # JSON, which keeps keys as text, is what a file holds.
+    config = json.loads(json.dumps(keras.losses.serialize(loss)))
+    for each in (loss, keras.losses.deserialize(config)):
+        assert float(each(masks, logits)) == float(expected)
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn():
+    labels = np.array([0] * 6 + [2] * 3 + [3])
+    expected = sk.compute_class_weight(
+        "balanced", classes=np.array([0, 2, 3]), y=labels
+    )
+    weights = ksa.balanced_class_weight(np.bincount(labels))
+    np.testing.assert_allclose(weights, np.insert(expected, 1, 1.0))
+
+
+def test_class_255_of_300_counts():
+    masks, logits = batch(num_classes=300, void=())
+    masks = np.full_like(masks, 255)
+    expected = cross_entropy(masks.astype(int), logits).mean()
+    loss = ksa.SegmentationCrossentropy()
+    assert float(loss(masks, logits)) == pytest.approx(expected, rel=1e-6)
+    dice = ksa.MaskLoss(keras.losses.Dice(axis=(0, 1, 2)))
+    assert float(dice(masks, logits)) > 0.9
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan], ids=str)
+def test_a_fraction_makes_the_loss_nan(value):
+    masks, logits = batch()
+    masks = masks.astype("float32")
+    loss, dice = ksa.SegmentationCrossentropy(), ksa.MaskLoss(mix()[1:])
+    assert math.isfinite(float(loss(masks, logits)))
+    assert math.isfinite(float(dice(masks, logits)))
+    masks[0, 0, 0] = value
+    assert math.isnan(float(loss(masks, logits)))
+    assert math.isnan(float(dice(masks, logits)))
+
+
+@pytest.mark.parametrize("ignore_class", [[255, 254], [-1, 254, 255], {99, 254, 255}])
 def test_several_ignored_ids(ignore_class):
     masks, logits = batch(void=(254, 255))
     counted = ~np.isin(masks, list(ignore_class))

@@ -67,7 +67,7 @@ def test_scale_zero_leaves_the_backbones_features_bit_identical(tiny_backbone):
     probe = keras.Model(model.input, model.get_layer("features").output)
     x = IMAGES.astype("float32")
     # Called op by op: a compiler may order the sums of two programs differently.
-    expected = backbone(model.get_layer("preprocessing")(x))[..., :K]
+    expected = backbone(model.preprocessing(x))[..., :K]
     np.testing.assert_array_equal(
         *(keras.ops.convert_to_numpy(features) for features in (probe(x), expected))
     )
@@ -172,8 +172,13 @@ class MeanDistance(keras.losses.Loss):
             ksa.SegmentationCrossentropy(),
             keras.metrics.MeanIoU(K, sparse_y_pred=False, name="keras_iou"),
         ),
+        (ksa.SegmentationCrossentropy(), keras.metrics.MeanIoU(K, name="keras_iou")),
+        (
+            ksa.SegmentationCrossentropy(),
+            keras.metrics.OneHotMeanIoU(K, name="keras_iou"),
+        ),
     ],
-    ids=["keras", "function", "class", "keras_iou"],
+    ids=["keras", "function", "class", "logits_iou", "keras_iou", "one_hot_iou"],
 )
 def test_foreign_losses_and_metrics_get_scores_at_the_size_of_the_mask(
     tiny_backbone, loss, metric
@@ -190,6 +195,33 @@ def test_foreign_losses_and_metrics_get_scores_at_the_size_of_the_mask(
         "keras_iou": ksa.MeanIoU(K)(MASKS, logits),
     }.get(name, np.mean(keras.ops.convert_to_numpy(mean_distance(MASKS, logits))))
     assert result[name] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "accuracy",
+        keras.metrics.MeanIoU(K),
+        keras.metrics.OneHotMeanIoU(K),
+        keras.metrics.SparseCategoricalCrossentropy(from_logits=True),
+    ],
+    ids=["accuracy", "iou", "one_hot_iou", "crossentropy"],
+)
+def test_metrics_of_keras_leave_void_out(tiny_backbone, metric):
+    model = build_segmenter(tiny_backbone(), K, adapters=False)
+    model.compile(metrics=[metric], run_eagerly=EAGER)
+    half = MASKS.copy()
+    half[:, 16:] = 255
+    logits = model.predict(IMAGES, verbose=0)[:, :16]
+    with_void = model.evaluate(IMAGES, half, verbose=0)[1]
+    expected = {
+        "accuracy": np.mean(logits.argmax(-1) == half[:, :16]),
+        "crossentropy": ksa.SegmentationCrossentropy()(half[:, :16], logits),
+    }
+    name = str(getattr(metric, "name", metric)).removeprefix("sparse_categorical_")
+    miou = ksa.MeanIoU(K)(half[:, :16], logits)
+    assert with_void == pytest.approx(float(expected.get(name, miou)), rel=1e-5)
 
 
 def test_weighted_metrics_get_the_weights(tiny_backbone):
@@ -447,7 +479,7 @@ def test_a_segmenter_with_a_nested_backbone_is_adapted(tiny_backbone):
     outer = keras.Model(inputs, tiny_backbone()(scaled))
     model = build_segmenter(outer, K)
     assert sum(isinstance(layer, SegAdapter) for layer in model.layers) == 2
-    assert isinstance(model.get_layer("preprocessing"), keras.layers.Identity)
+    assert isinstance(model.preprocessing, keras.layers.Identity)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

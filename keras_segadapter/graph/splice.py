@@ -1,5 +1,7 @@
 """Run a backbone again with adapters at the ends of its stages."""
 
+import itertools
+
 import keras
 from keras import layers
 
@@ -48,7 +50,20 @@ def splice(backbone, inputs, stages, insert):
     replay(recording, [inputs], visit)
 
 
-def resolve_adapters(adapters, stages, num_classes, aux):
+def layer_names(model):
+    """Return the names of the layers of a model and of the models nested in it."""
+    inner = [layer_names(op) for op in model.operations if hasattr(op, "operations")]
+    return {operation.name for operation in model.operations}.union(*inner)
+
+
+def free_name(name, taken):
+    """Return `name`, with a number behind it where it is taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    candidates = itertools.chain([name], numbered)
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def resolve_adapters(adapters, stages, num_classes, aux, taken=()):
     """Return the list of adapters, one per stage; empty for none.
 
     Raises:
@@ -69,7 +84,7 @@ def resolve_adapters(adapters, stages, num_classes, aux):
             SegAdapter(
                 num_classes,
                 scale_init=1e-2 * 0.1 ** (deepest - index),
-                name=f"adapter_{key}",
+                name=free_name(f"adapter_{key}", taken),
             )
             for index, key in enumerate(stage_keys(stages))
         ]
@@ -137,7 +152,7 @@ def _grid(image, stride):
     return image[:, stride - 1 :: stride, stride - 1 :: stride]
 
 
-def add_at_finest(scores):
+def add_at_finest(scores, name):
     """Resize the stages' scores to the first one's size and add them, in float32."""
     resized = [
         ResizeLike(dtype="float32")([stage_scores, scores[0]])
@@ -145,4 +160,4 @@ def add_at_finest(scores):
     ]
     if not resized:
         return scores[0]
-    return layers.Add(dtype="float32", name="coarse")([scores[0], *resized])
+    return layers.Add(dtype="float32", name=name)([scores[0], *resized])

@@ -257,8 +257,7 @@ def window_starts(length, crop, stride):
 
 def check_input(model, images):
     """Validate an image or a batch of images for a `Segmenter`."""
-    normalizes = not isinstance(model.preprocessing, keras.layers.Identity)
-    check_images(images, model.input_shape[-1], normalizes)
+    check_images(images, model.input_shape[-1], model.takes_pixels)
 
 
 def checked_image(model, image, caller):

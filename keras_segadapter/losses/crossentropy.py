@@ -1,13 +1,19 @@
 """Pixel-wise cross-entropy that leaves void pixels out and can weigh classes."""
 
+import math
+import operator
+from numbers import Real
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_segadapter.losses.tiles import resized_crossentropy
-from keras_segadapter.validation import ignored_ids
+from keras_segadapter.validation import ignored_ids, is_auto
 
 # What Keras calls the mean; the last also scales for tf.distribute.
 MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+FRACTION = -(2**31)
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -27,9 +33,11 @@ class SegmentationCrossentropy(keras.losses.Loss):
 
     Args:
         ignore_class: Integer, list of integers, or None. Ids of void pixels. Defaults
-            to `255`.
-        class_weight: List of numbers of at least 0, one per class, or None for equal
-            weights. Defaults to `None`.
+            to `"auto"`: 255 where that is not a class, that is, up to 255 classes.
+        class_weight: List of K numbers of at least 0, one per class; dict from classes
+            to numbers, as in `keras.Model.fit`, in which missing classes weigh 1; or
+            None for equal weights. `balanced_class_weight` makes them from counts.
+            Defaults to `None`.
         name: String. Name of the loss. Defaults to `"segmentation_crossentropy"`.
         **kwargs: `dtype`, as in `keras.losses.Loss`.
 
@@ -39,9 +47,11 @@ class SegmentationCrossentropy(keras.losses.Loss):
         sample_weight: Weights of images `(B,)` or of pixels `(B, H, W)`, or None.
 
     Raises:
-        TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
-        ValueError: If a class weight is negative, if there are not K of them, or if
-            masks and logits do not fit.
+        TypeError: If `ignore_class` is neither None, an integer nor a list of integers,
+            or if `class_weight` is neither a list, a dict nor None.
+        ValueError: If a class weight is negative, NaN or infinite, if all are 0, if
+            they do not fit the K classes, if an ignored id is a class, or if masks and
+            logits do not fit.
 
     Example:
 
@@ -59,22 +69,15 @@ class SegmentationCrossentropy(keras.losses.Loss):
 
     def __init__(
         self,
-        ignore_class=255,
+        ignore_class="auto",
         class_weight=None,
         name="segmentation_crossentropy",
         **kwargs,
     ):
         check_reduction(self, kwargs.setdefault("reduction", "sum_over_batch_size"))
         super().__init__(name=name, **kwargs)
-        self.ignore_class = ignored_ids(ignore_class)
-        self.class_weight = None if class_weight is None else list(class_weight)
-        if self.class_weight is not None and not (
-            self.class_weight and all(weight >= 0 for weight in self.class_weight)
-        ):
-            raise ValueError(
-                "`class_weight` must hold one weight of at least 0 per class. "
-                f"Received: class_weight={class_weight}"
-            )
+        self.ignore_class = deferred_ids(ignore_class)
+        self.class_weight = _checked_class_weight(class_weight)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         # The sum over the pixels is taken inside `call`, so their weights go there too.
@@ -99,18 +102,15 @@ class SegmentationCrossentropy(keras.losses.Loss):
 
     def _weights(self, labels, num_classes):
         """Return labels that are all classes, and what each pixel counts."""
-        counted = counted_pixels(labels, self.ignore_class)  # (B, H, W)
+        ignored = ignored_ids(self.ignore_class, num_classes)
+        counted = counted_pixels(labels, ignored)  # (B, H, W)
         known = ops.logical_and(labels >= 0, labels < num_classes)
         weights = ops.where(known, 1.0, float("nan"))
         weights = ops.cast(ops.where(counted, weights, 0.0), "float32")
         labels = ops.where(known, labels, 0)
         if self.class_weight is not None:
-            if len(self.class_weight) != num_classes:
-                raise ValueError(
-                    "`class_weight` must hold one weight per class. Received: "
-                    f"{len(self.class_weight)} weights for {num_classes} classes"
-                )
-            table = ops.convert_to_tensor(self.class_weight, dtype="float32")
+            table = _weight_of_each_class(self.class_weight, num_classes)
+            table = ops.convert_to_tensor(table, dtype="float32")
             weights = weights * ops.take(table, labels)
         return labels, weights
 
@@ -118,6 +118,112 @@ class SegmentationCrossentropy(keras.losses.Loss):
         config = super().get_config()
         config.update(ignore_class=self.ignore_class, class_weight=self.class_weight)
         return config
+
+
+def balanced_class_weight(pixels):
+    """Return class weights that are inverse to how often each class occurs.
+
+    A class that makes up the share p of N pixels among the P classes that occur weighs
+    1 / (P p), so that all of them have the same part in the loss. A class that does not
+    occur weighs 1.
+
+    Args:
+        pixels: Integers `(K,)`. Number of pixels per class.
+
+    Returns:
+        List of K floats, for `SegmentationCrossentropy(class_weight=...)`.
+
+    Raises:
+        ValueError: If `pixels` are not one count per class, or are all 0.
+
+    Example:
+
+    ```python
+    import keras_segadapter as ksa
+
+    weights = ksa.balanced_class_weight([750, 250])
+    print(weights)  # [0.666..., 2.0]
+    loss = ksa.SegmentationCrossentropy(class_weight=weights)
+    ```
+
+    Source: scikit-learn's `compute_class_weight("balanced")`.
+    """
+    counts = np.asarray(pixels, "float64")
+    if counts.ndim != 1 or not (counts >= 0).all() or not counts.any():
+        raise ValueError(
+            "`pixels` must hold the number of pixels of each class, (num_classes,), "
+            f"and not only zeros. Received: pixels={pixels!r}"
+        )
+    occurring = np.count_nonzero(counts)
+    weights = counts.sum() / (occurring * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 1.0).tolist()
+
+
+def deferred_ids(ignore_class):
+    """Return ignored ids as a list, or `"auto"` until the classes are known."""
+    return "auto" if is_auto(ignore_class) else ignored_ids(ignore_class)
+
+
+def _checked_class_weight(class_weight):
+    """Return class weights as a list or dict of floats, or None.
+
+    Raises:
+        TypeError: If they are neither a list, a dict nor None.
+        ValueError: If one is negative, NaN or infinite, or if all are 0.
+    """
+    if class_weight is None:
+        return None
+    if isinstance(class_weight, str) or not hasattr(class_weight, "__len__"):
+        raise TypeError(
+            "`class_weight` must be a list of one weight per class, or a dict from "
+            "classes to weights. For balanced ones pass "
+            "keras_segadapter.balanced_class_weight(pixels_per_class). Received: "
+            f"class_weight={class_weight!r}"
+        )
+    named = isinstance(class_weight, dict)
+    weights = list(class_weight.values() if named else class_weight)
+    if not all(isinstance(w, Real) and 0 <= w < math.inf for w in weights) or not (
+        named or any(weights)
+    ):
+        raise ValueError(
+            "`class_weight` must hold finite numbers of at least 0, and not only "
+            f"zeros. Received: class_weight={class_weight!r}"
+        )
+    weights = [float(weight) for weight in weights]
+    if not named:
+        return weights
+    try:  # JSON keeps the classes of a saved dict as text.
+        classes = [
+            int(c) if isinstance(c, str) else operator.index(c) for c in class_weight
+        ]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "The keys of `class_weight` must be classes, integers from 0. Received: "
+            f"class_weight={class_weight!r}"
+        ) from error
+    return dict(zip(classes, weights, strict=True))
+
+
+def _weight_of_each_class(class_weight, num_classes):
+    """Return a list of `num_classes` weights.
+
+    Raises:
+        ValueError: If there are weights of other classes, or too few in a list.
+    """
+    if not isinstance(class_weight, dict):
+        if len(class_weight) != num_classes:
+            raise ValueError(
+                "`class_weight` must hold one weight per class. Received: "
+                f"{len(class_weight)} weights for {num_classes} classes"
+            )
+        return class_weight
+    wrong = sorted(set(class_weight) - set(range(num_classes)))
+    if wrong:
+        raise ValueError(
+            f"`class_weight` must name classes from 0 to {num_classes - 1}. Received: "
+            f"class_weight={class_weight} with the classes {wrong}"
+        )
+    return [class_weight.get(class_, 1.0) for class_ in range(num_classes)]
 
 
 def check_reduction(loss, reduction):
@@ -144,6 +250,8 @@ def counted_pixels(labels, ids):
 def integer_labels(y_true, y_pred):
     """Return labels as int32 `(B, H, W)`, checked against predictions `(B, h, w, K)`.
 
+    Fractions and NaN become the id `FRACTION`, which is never a class nor ignored.
+
     Raises:
         ValueError: If the mask does not hold one id per pixel for as many images.
     """
@@ -158,4 +266,8 @@ def integer_labels(y_true, y_pred):
             "numpy.argmax(mask, axis=-1). Received: masks of shape "
             f"{tuple(y_true.shape)} for predictions of shape {tuple(y_pred.shape)}"
         )
+    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
+        # A fraction would become the id below it, and NaN any id.
+        whole = ops.equal(labels, ops.floor(labels))
+        labels = ops.where(whole, labels, FRACTION)
     return ops.cast(labels, "int32")

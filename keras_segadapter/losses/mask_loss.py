@@ -7,10 +7,11 @@ from keras_segadapter.losses.crossentropy import (
     SegmentationCrossentropy,
     check_reduction,
     counted_pixels,
+    deferred_ids,
     integer_labels,
 )
 from keras_segadapter.losses.tiles import resized_whole
-from keras_segadapter.validation import check_positive, ignored_ids
+from keras_segadapter.validation import check_positive, ignored_ids, is_auto
 
 # They compare regions; all others that are accepted give one value per pixel.
 OF_REGIONS = (keras.losses.Dice, keras.losses.Tversky)
@@ -60,7 +61,7 @@ class MaskLoss(keras.losses.Loss):
         weights: List of numbers above 0, one per loss, or None for 1 each. Defaults to
             `None`.
         ignore_class: Integer, list of integers, or None. Ids of void pixels. Defaults
-            to `255`.
+            to `"auto"`: 255 where that is not a class, that is, up to 255 classes.
         name: String. Name of the loss. Defaults to `"mask_loss"`.
         **kwargs: `dtype`, as in `keras.losses.Loss`.
 
@@ -92,11 +93,11 @@ class MaskLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self, losses, weights=None, ignore_class=255, name="mask_loss", **kwargs
+        self, losses, weights=None, ignore_class="auto", name="mask_loss", **kwargs
     ):
         check_reduction(self, kwargs.setdefault("reduction", "sum_over_batch_size"))
         super().__init__(name=name, **kwargs)
-        self.ignore_class = ignored_ids(ignore_class)
+        self.ignore_class = deferred_ids(ignore_class)
         self.losses = list(losses) if isinstance(losses, (list, tuple)) else [losses]
         for loss in self.losses:
             _check_loss(loss, self.ignore_class)
@@ -123,7 +124,8 @@ class MaskLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         labels = integer_labels(y_true, y_pred)  # (B, H, W)
         logits = resized_whole(y_pred, labels)  # (B, H, W, K)
-        counted = counted_pixels(labels, self.ignore_class)  # (B, H, W)
+        ignored = ignored_ids(self.ignore_class, logits.shape[-1])
+        counted = counted_pixels(labels, ignored)  # (B, H, W)
         known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
         wrong = ops.any(ops.logical_and(counted, ops.logical_not(known)))
         truth = ops.one_hot(
@@ -203,7 +205,9 @@ def _check_loss(loss, ignored):
             f"Received: losses=[..., {loss!r}, ...]"
         )
     check_reduction(loss, loss.reduction)
-    if isinstance(loss, SegmentationCrossentropy) and loss.ignore_class != ignored:
+    ids = [ignored, getattr(loss, "ignore_class", ignored)]
+    mixed = [[255] if is_auto(each) else each for each in ids]
+    if isinstance(loss, SegmentationCrossentropy) and mixed[0] != mixed[1]:
         raise ValueError(
             "All losses of a mix must ignore the same ids. Received: "
             f"MaskLoss(ignore_class={ignored}) of "

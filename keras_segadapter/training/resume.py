@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_segadapter.data.epochs import ShuffledArrays, count_epochs
+from keras_segadapter.training.watch import StopOnNonsense
 
 
 def prepare_fit(model, given, folder):
@@ -35,7 +36,7 @@ def prepare_fit(model, given, folder):
         )
     if given["y"] is None:
         given.setdefault("shuffle", False)
-    callbacks = keras.tree.flatten(given.get("callbacks") or [])
+    callbacks = [StopOnNonsense(), *keras.tree.flatten(given.get("callbacks") or [])]
     backup = None if folder is None else Backup(folder)
     if backup is not None:
         if given["y"] is not None:

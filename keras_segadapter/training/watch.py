@@ -1,0 +1,226 @@
+"""A watch over the data that training sees: what makes the loss NaN or meaningless."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_segadapter.losses.crossentropy import (
+    FRACTION,
+    counted_pixels,
+    integer_labels,
+)
+from keras_segadapter.validation import (
+    check_masks,
+    check_range,
+    count_values,
+)
+
+NAMED = 256  # ids 0 to 255 are counted one by one
+VALUES = 6  # that `count_values` counts
+
+
+class DataWatch(keras.metrics.Metric):
+    """Count odd values of images and odd ids of masks, batch by batch.
+
+    It is a metric, since data from a tf.data.Dataset or generator is seen nowhere else
+    on all backends, and shows nothing in the logs. Its counts are sums, which
+    tf.distribute adds up over devices.
+
+    Args:
+        num_classes: Integer. Number of classes K.
+        ignored: List of the ids of void pixels.
+        takes_pixels: Boolean. Whether the model takes pixels in 0..255.
+    """
+
+    def __init__(self, num_classes, ignored, takes_pixels):
+        super().__init__(name="data_watch", dtype="float32")
+        self.num_classes, self.ignored = num_classes, ignored
+        self.takes_pixels = takes_pixels
+        self.image_dtype = None
+        add = {"initializer": "zeros", "dtype": "float32"}
+        self.values = self.add_weight(shape=(VALUES,), name="values", **add)
+        # Pixels by unknown id: fractions, negative ones, 0 to 255, and larger ones.
+        self.unknown = self.add_weight(shape=(NAMED + 3,), name="unknown", **add)
+        self.counted = self.add_weight(shape=(), name="counted", **add)
+
+    def update_state(self, images, masks, scores):
+        self.image_dtype = keras.backend.standardize_dtype(images.dtype)
+        if self.image_dtype != "uint8":
+            counts = count_values(ops.cast(images, "float32"), ops)
+            self.values.assign_add(ops.cast(ops.stack(counts), "float32"))
+        for name, mask in masks.items():
+            labels = integer_labels(mask, scores[name])  # (B, H, W)
+            counted = counted_pixels(labels, self.ignored)
+            known = ops.logical_and(labels >= 0, labels < self.num_classes)
+            unknown = ops.logical_and(counted, ops.logical_not(known))
+            places = ops.where(labels == FRACTION, 0, 2 + ops.clip(labels, -1, NAMED))
+            self.unknown.assign_add(
+                ops.segment_sum(
+                    ops.cast(ops.reshape(unknown, (-1,)), "float32"),
+                    ops.reshape(places, (-1,)),
+                    num_segments=NAMED + 3,
+                )
+            )
+            self.counted.assign_add(ops.sum(ops.cast(counted, "float32")))
+
+    def result(self):
+        return {}
+
+    def check_images(self):
+        """Validate the range of the images seen.
+
+        Raises:
+            ValueError: If the model does not take it.
+        """
+        if self.image_dtype != "uint8":
+            counts = ops.convert_to_numpy(self.values)
+            check_range(counts, self.image_dtype, self.takes_pixels)
+
+    def reason(self):
+        """Return why the loss may be NaN, and what to do."""
+        unknown = ops.convert_to_numpy(self.unknown).astype(int)
+        names = ["fractions", "below 0", *range(NAMED), f"{NAMED} and above"]
+        found = [
+            f"{name} ({count:,} pixels)"
+            for name, count in zip(names, unknown, strict=True)
+            if count
+        ]
+        if found:
+            listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+            return (
+                f"The masks hold ids that are neither one of the {self.num_classes} "
+                f"classes 0..{self.num_classes - 1} nor ignored. Map them to class "
+                "ids, raise num_classes, or leave them out with "
+                f"compile(ignore_class=[...]). Received: the ids {listed} and "
+                f"ignore_class={self.ignored}"
+            )
+        return (
+            "Images and masks are as they should be, so the training diverged. Lower "
+            "the learning rate, clip the gradients (clipnorm=1.0), or train in float32 "
+            "or bfloat16 in place of float16. Received: loss=nan"
+        )
+
+
+class StopOnNonsense(keras.callbacks.Callback):
+    """Callback that stops on data that a model can't learn from or be measured on."""
+
+    def __init__(self):
+        super().__init__()
+        self.epoch, self.seen = "", set()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = f" of epoch {epoch + 1}"
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._check_batch("training", batch, logs)
+
+    def on_test_begin(self, logs=None):
+        # Keras sets the counts back once validation has begun.
+        self._check_pass("training")
+
+    def on_test_batch_end(self, batch, logs=None):
+        self._check_batch("validation" if self.epoch else "evaluation", batch, logs)
+
+    def on_test_end(self, logs=None):
+        self._check_pass("validation" if self.epoch else "evaluation")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check_pass("training")
+
+    def _check_batch(self, part, batch, logs):
+        broken = math.isnan((logs or {}).get("loss", 0.0))
+        if part not in self.seen:
+            self.seen.add(part)
+            self._watch().check_images()
+        if broken:
+            raise ValueError(
+                f"The loss became NaN in batch {batch + 1}{self.epoch} of the {part} "
+                f"data. {self._watch().reason()}"
+            )
+
+    def _check_pass(self, part):
+        """Validate, once, that something counted in the data of a whole pass."""
+        if part not in self.seen or f"all {part}" in self.seen:
+            return
+        self.seen.add(f"all {part}")
+        watch = self._watch()
+        if not ops.convert_to_numpy(watch.counted):
+            raise ValueError(
+                f"The masks of the {part} data hold nothing but ignored ids, so there "
+                "is nothing to learn or to measure. Correct the masks or "
+                f"`ignore_class`. Received: ignore_class={watch.ignored}"
+            )
+
+    def _watch(self):
+        # Asked for its model, Keras brings the metrics on JAX up to date.
+        metrics = self.model.metrics
+        return next(metric for metric in metrics if isinstance(metric, DataWatch))
+
+
+def check_data(watch, x, y=None):
+    """Validate images and masks in memory before work is lost on them.
+
+    Args:
+        watch: The `DataWatch` of the model.
+        x: Images, or a source of batches, of which only a PyDataset is looked into:
+            others would be read twice, or have no other first batch.
+        y: Masks, or a dict of them by output.
+
+    Raises:
+        ValueError: If they are not as the model takes them.
+    """
+    if isinstance(x, keras.utils.PyDataset):
+        x, y = (*_as_tuple(x[0]), None)[:2]
+    images = _array(x, 32)
+    if images is not None and images.dtype != "uint8" and images.size:
+        counts = count_values(images, np)
+        check_range(counts, images.dtype, watch.takes_pixels)
+    for masks in y.values() if isinstance(y, dict) else [y]:
+        masks = _array(masks)
+        if masks is not None:
+            check_masks(masks, np.shape(x), watch.num_classes, watch.ignored)
+
+
+def check_first_images(watch, data):
+    """Validate the first batch of what is to be predicted.
+
+    Args:
+        watch: A `DataWatch`.
+        data: Images, or a source of batches.
+
+    Returns:
+        The data, from its first batch on.
+
+    Raises:
+        ValueError: If the images are not as the model takes them.
+    """
+    if isinstance(data, keras.utils.PyDataset) or _array(data, 1) is not None:
+        check_data(watch, data)
+        return data
+    batches = iter(data)
+    first = next(batches, None)
+    if first is not None:
+        check_data(watch, _as_tuple(first)[0])
+    if batches is not data:  # as it is of a tf.data.Dataset or DataLoader
+        return data
+
+    def generator():
+        yield from () if first is None else (first,)
+        yield from batches
+
+    return generator()
+
+
+def _as_tuple(batch):
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _array(value, count=None):
+    """Return the first `count` rows of an array or tensor as NumPy, else None."""
+    if isinstance(value, (list, dict)) and len(keras.tree.flatten(value)) == 1:
+        value = keras.tree.flatten(value)[0]  # of a model with one input
+    if not isinstance(value, np.ndarray) and not ops.is_tensor(value):
+        return None
+    return ops.convert_to_numpy(value[:count])
