@@ -39,6 +39,8 @@ READING_ORDER = [
     "data.labels",
     "data.label_table",
     "data.reading",
+    "data.files",
+    "data.matching",
     "data.pairing",
     "data.layouts",
     "data.epochs",

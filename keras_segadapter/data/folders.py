@@ -10,7 +10,7 @@ import numpy as np
 from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.epochs import epoch_order
 from keras_segadapter.data.label_table import LabelTable
-from keras_segadapter.data.layouts import find_pairs
+from keras_segadapter.data.pairing import find_pairs
 from keras_segadapter.data.reading import (
     read_image,
     read_mask,
@@ -200,8 +200,7 @@ def _paths(source):
         ValueError: If `source` is neither, or if the lists differ in length.
     """
     if isinstance(source, (str, os.PathLike)):
-        images, masks, _ = find_pairs(source, None, "plain")
-        return images, masks
+        return find_pairs(source)
     if not isinstance(source, (tuple, list)) or len(source) != 2:
         raise ValueError(
             "`folder` must be a path or a pair (image_paths, mask_paths). Received: "
