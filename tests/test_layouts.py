@@ -85,20 +85,12 @@ def pascal_voc(folder):
     (lists / "val.txt").write_text("2007_1\n2007_3\n")
 
 
-def plain_splits(folder):
-    for part, count in (("train", 3), ("val", 2)):
-        for i in range(count):
-            write_image(folder / f"{part}/images/{i}.jpg", i)
-            write_mask(folder / f"{part}/masks/{i}.png", [255, 0, 6, 5])
-
-
 LAYOUTS = [
     # Each row: a layout, its labels, and the classes of each mask's first pixels.
     (ade20k, ADE20K, [255, 0, 149]),
     (cityscapes, CITYSCAPES, [255, 0, 18, 2]),
     (coco_stuff, COCO_STUFF, [255, 0, 170, 11]),
     (pascal_voc, PASCAL_VOC, [255, 0, 20]),
-    (plain_splits, Labels(list("abcdefg")), [255, 0, 6, 5]),
 ]
 by_layout = pytest.mark.parametrize(
     "make, labels, classes", LAYOUTS, ids=[make.__name__ for make, *_ in LAYOUTS]
@@ -111,9 +103,8 @@ by_layout = pytest.mark.parametrize(
 @by_layout
 def test_a_layout_is_detected(tmp_path, make, labels, classes):
     make(tmp_path)
-    own = labels if make is plain_splits else None
-    train = open_folder(tmp_path, labels=own, batch_size=3)
-    val = open_folder(str(tmp_path), "val", labels=own, batch_size=2)
+    train = open_folder(tmp_path, batch_size=3)
+    val = open_folder(str(tmp_path), "val", batch_size=2)
     for data, count in ((train, 3), (val, 2)):
         assert isinstance(data, FolderDataset)
         assert (data.num_classes, data.ignore_class) == (labels.num_classes, 255)
@@ -125,32 +116,21 @@ def test_a_layout_is_detected(tmp_path, make, labels, classes):
         assert images.dtype == masks.dtype == "uint8"
         assert (masks.reshape(count, -1)[:, : len(classes)] == classes).all()
     assert not set(train.image_paths) & set(val.image_paths)
-    named = open_folder(tmp_path, layout=make.__name__, labels=own)
+    named = open_folder(tmp_path, layout=make.__name__)
     assert named.mask_paths == train.mask_paths
+    whole = open_folder(tmp_path, None)
+    assert whole.mask_paths == sorted(train.mask_paths + val.mask_paths)
 
 
 @by_layout
 def test_images_and_masks_stay_together(tmp_path, make, labels, classes):
     make(tmp_path)
-    own = labels if make is plain_splits else None
-    data = open_folder(tmp_path, labels=own, shuffle=True, batch_size=1)
+    data = open_folder(tmp_path, shuffle=True, batch_size=1)
     for image, mask in zip(data.image_paths, data.mask_paths, strict=True):
         stem = image.stem.removesuffix("_leftImg8bit")
         assert mask.stem.removesuffix("_gtFine_labelIds") == stem
     numbers = sorted(round(x[0, 0, 0, 0] / 20) for x, _ in data)
     assert numbers == ([0, 2, 4] if make is pascal_voc else [0, 1, 2])
-
-
-def test_the_plain_layout_has_no_splits(tmp_path):
-    for i in range(2):
-        write_image(tmp_path / f"images/{i}.png", i)
-        write_mask(tmp_path / f"masks/{i}.png", [1, 0])
-    data = open_folder(tmp_path, split=None, num_classes=2, batch_size=2)
-    same = FolderDataset(tmp_path, 2)
-    assert data.mask_paths == same.mask_paths
-    assert data.class_names is data.colors is None
-    with pytest.raises(ValueError, match="`split` must be None for the layout 'plain'"):
-        open_folder(tmp_path, num_classes=2)
 
 
 def test_check_folder_takes_a_dataset(tmp_path):
@@ -295,6 +275,31 @@ def test_lists_of_files(tmp_path):
     np.testing.assert_array_equal(part[0][1], whole[0][1][1:])
 
 
+def test_own_classes_take_the_place_of_those_of_the_layout(tmp_path, capsys):
+    ade20k(tmp_path)
+    assert open_folder(tmp_path).num_classes == 150
+    assert "uses the 150 classes of ade20k.\n" in capsys.readouterr().out
+    own = Labels(["a", "b"], {0: 0, 1: 1, 150: 1, 2: 1})
+    assert open_folder(tmp_path, labels=own).class_names == ("a", "b")
+    assert open_folder(tmp_path, num_classes=151).class_names is None
+    assert capsys.readouterr().out == ""
+
+
+def test_a_plain_folder_in_the_shape_of_a_dataset(tmp_path):
+    ade20k(tmp_path)
+    data = open_folder(tmp_path, "val", layout="plain", num_classes=151)
+    assert [path.parent.name for path in data.mask_paths] == ["validation"] * 2
+    assert data[0][1].max() == 150
+
+
+def test_voc_without_its_lists_is_a_plain_folder(tmp_path):
+    pascal_voc(tmp_path)
+    (tmp_path / "ImageSets/Segmentation/train.txt").unlink()
+    (tmp_path / "ImageSets/Segmentation/val.txt").unlink()
+    with pytest.raises(ValueError, match=r"2007_5.jpg without its mask \(1 in total"):
+        open_folder(tmp_path, num_classes=21)
+
+
 # Edges
 
 
@@ -324,37 +329,37 @@ def test_an_unknown_id_raises_with_its_file(tmp_path, make, mask, known):
         pytest.param(
             ade20k,
             "images/training/ADE_1.jpg",
-            r"images.training must .*ADE_1.png without its image \(1 in total\)$",
+            r"Add the image .*ADE_1.png without its image \(1 in total\)$",
             id="image",
         ),
         pytest.param(
             ade20k,
             "annotations/training/ADE_1.png",
-            r"annotations.training must .*ADE_1.jpg without its mask \(1 in total\)$",
+            r"Add the mask .*ADE_1.jpg without its mask \(1 in total\)$",
             id="mask",
         ),
         pytest.param(
             cityscapes,
             "gtFine/train/ulm/ulm_2_gtFine_labelIds.png",
-            "gtFine.train must .*ulm_2_leftImg8bit.png without its mask",
+            r"Found pictures in: gtFine.*ulm_2_leftImg8bit.png without its mask \(1 in",
             id="mask of a city",
         ),
         pytest.param(
             pascal_voc,
             "JPEGImages/2007_4.jpg",
-            r"train.txt must have .*JPEGImages.*: 2007_4 without a file \(1 in total",
+            r"train.txt must name an image .*: the line '2007_4' \(1 such lines",
             id="listed image",
         ),
         pytest.param(
             pascal_voc,
             "SegmentationClass/2007_2.png",
-            "train.txt must have .*SegmentationClass.*: 2007_2 without a file",
+            "train.txt must name an image .* one mask.*: the line '2007_2'",
             id="listed mask",
         ),
         pytest.param(
             pascal_voc,
             "ImageSets/Segmentation/train.txt",
-            "does not exist.*train.txt$",
+            "no split 'train' with masks, only 'val'",
             id="list",
         ),
     ],
@@ -369,7 +374,7 @@ def test_missing_files_raise(tmp_path, make, lost, words):
 def test_missing_split_raises(tmp_path):
     write_image(tmp_path / "images/training/a.jpg", 0)
     write_mask(tmp_path / "annotations/training/a.png", [0, 1])
-    words = r"files that end in \.jpg\..*images.validation, which does not exist$"
+    words = "no split 'val' with masks, only 'train'. .*: split='val', folder="
     with pytest.raises(ValueError, match=words):
         open_folder(tmp_path, "val")
 
@@ -382,13 +387,11 @@ def test_empty_list_raises(tmp_path):
 
 
 def test_unknown_layouts_raise(tmp_path):
-    with pytest.raises(ValueError, match=r"ade20k \(images/.*which fits none$"):
-        open_folder(tmp_path)
     ade20k(tmp_path)
     with pytest.raises(ValueError, match=r"must be one of \['ade20k'.*layout='ADE'$"):
         open_folder(tmp_path, layout="ADE")
-    with pytest.raises(ValueError, match="`split` must be 'train' or 'val' for the la"):
-        open_folder(tmp_path, "validation")
+    with pytest.raises(ValueError, match="`split` must be 'train', 'val', 'test', or"):
+        open_folder(tmp_path, "all")
     with pytest.raises(ValueError, match=r"an existing folder .*folder=.*nowhere$"):
         open_folder(tmp_path / "nowhere")
     cityscapes(tmp_path)
@@ -398,10 +401,10 @@ def test_unknown_layouts_raise(tmp_path):
 
 
 def test_classes_must_be_given_once(tmp_path):
-    plain_splits(tmp_path)
+    ade20k(tmp_path)
     words = "either `num_classes`, .* Received: num_classes=None, labels=None$"
     with pytest.raises(ValueError, match=words):
-        open_folder(tmp_path)
+        open_folder(tmp_path, layout="plain")
     words = "Received: num_classes=7, labels=150 classes$"
     with pytest.raises(ValueError, match=words):
         open_folder(tmp_path, num_classes=7, labels=ADE20K)

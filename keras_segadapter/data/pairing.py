@@ -92,8 +92,8 @@ def _search(folder, wanted, images, masks):
     lists = _find_lists(folder) if undivided else {}
     if lists and (wanted or matches[None].fault):
         chosen = [_choose(wanted, lists, folder)] if wanted else list(lists)
-        names = [str(lists[split].relative_to(folder)) for split in chosen]
-        print(f"{folder}: the pairs are those that {' and '.join(names)} name.")
+        names = [lists[split].name for split in chosen]
+        print(f"{folder}: the pairs are those of {' and '.join(names)}.")
         listed = (_read_list(lists[split], folder, images, masks) for split in chosen)
         return [pair for pairs in listed for pair in pairs]
     if wanted and not undivided:
