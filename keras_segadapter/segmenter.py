@@ -201,7 +201,9 @@ class Segmenter(keras.Model):
         self.takes_pixels = not identity or normalizes(functional)
         self.name_classes(class_names, colors)
         self._features = features
-        logits = ResizeLike(dtype="float32", name="resize")([logits, image])
+        logits = ResizeLike(dtype="float32", name=free_name("resize", taken))(
+            [logits, image]
+        )
         self._at_image_size = keras.Model(image, logits, name=f"{self.name}_inference")
 
     @property

@@ -53,6 +53,18 @@ def test_config_and_defaults():
     assert (config["clipnorm"], config["name"]) == (1.0, "x")
 
 
+@pytest.mark.parametrize("by", ["var_list", "var_names"])
+def test_weights_that_the_user_excludes_stay_excluded(by):
+    shapes = {"position": (2, 2), "kernel": (2, 2), "bias": (2,)}
+    weights = [keras.Variable(np.ones(s), name=name) for name, s in shapes.items()]
+    optimizer = ksa.AdamW(0.5, weight_decay=0.5)
+    excluded = {"var_list": weights[:1], "var_names": ["position"]}
+    optimizer.exclude_from_weight_decay(**{by: excluded[by]})
+    optimizer.build(weights)
+    optimizer.apply([ops.zeros(weight.shape) for weight in weights])
+    assert [array(weight).flat[0] for weight in weights] == [1, 0.75, 1]
+
+
 def test_a_schedule_sets_the_rate():
     schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0)
     optimizer = ksa.AdamW(schedule, weight_decay=0)

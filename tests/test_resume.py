@@ -237,3 +237,23 @@ def test_arguments_that_do_not_fit_a_backup_raise(tiny_backbone, tmp_path):
         train(model, backup=tmp_path / "file")
     with pytest.raises(ValueError, match="`validation_split` can't be used with"):
         train(model, backup=tmp_path / "folder", validation_split=0.5)
+
+
+def test_a_backup_says_what_it_does(tiny_backbone, tmp_path, capsys):
+    def fit(rate, epochs):
+        model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+        model.compile(keras.optimizers.SGD(rate))
+        options = dict(batch_size=4, epochs=epochs, verbose=0, backup=tmp_path)
+        capsys.readouterr()
+        history = model.fit(IMAGES, MASKS, **options)
+        return history, capsys.readouterr().out
+
+    assert "backup" not in fit(1e-3, 1)[1]
+    history, said = fit(1e-4, 2)
+    assert len(history.epoch) == 2
+    assert f"Resuming after epoch 1, from the backup in {tmp_path}." in said
+    assert "The learning rate is 0.001, that of the backup, and not 0.0001." in said
+    history, said = fit(1e-3, 2)
+    assert len(history.epoch) == 2
+    assert f"The backup in {tmp_path} holds all 2 epochs: nothing is left" in said
+    assert "learning rate" not in said

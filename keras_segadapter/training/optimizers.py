@@ -9,7 +9,8 @@ class AdamW(keras.optimizers.AdamW):
     """Keras' AdamW without decay on vectors: norms, biases, the `mu` of `SegAdapter`.
 
     Keras has `exclude_from_weight_decay` for this, but loses it when a model is saved
-    and loaded; here it is called whenever the optimizer is built. Epsilon is 1e-8,
+    and loaded; here vectors are excluded whenever the optimizer is built, besides what
+    you exclude yourself. Epsilon is 1e-8,
     since the gradients of an adapter's weights are near 1e-7 while `mu` is small, and
     Keras adds epsilon without PyTorch's bias correction.
 
@@ -49,11 +50,24 @@ class AdamW(keras.optimizers.AdamW):
             name=name,
             **kwargs,
         )
+        self._excluded = (), None
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Exclude weights from decay, besides the vectors; call it before `build`.
+
+        Args:
+            var_list: List of weights.
+            var_names: List of texts; weights with one of them in their name.
+        """
+        # Keras would forget them when the vectors are excluded.
+        self._excluded = tuple(var_list or ()), var_names
+        super().exclude_from_weight_decay(var_list, var_names)
 
     def build(self, variables):
         if not self.built:
+            own, names = self._excluded
             vectors = [v for v in variables if len(v.shape) < 2]
-            self.exclude_from_weight_decay(var_list=vectors)
+            super().exclude_from_weight_decay([*own, *vectors], names)
         super().build(variables)
 
 

@@ -42,6 +42,11 @@ def prepare_fit(model, given, folder):
         if given["y"] is not None:
             _count_arrays(given)
         start = backup.restore(model) or given.get("initial_epoch", 0)
+        if backup.epochs and start >= given.get("epochs", 1):
+            print(
+                f"The backup in {folder} holds all {start} epochs: nothing is left to "
+                "train. Pass more `epochs`, or another folder to train from the start."
+            )
         given["initial_epoch"] = start
         if hasattr(given["x"], "epoch"):
             given["x"].epoch = start  # A fit that stopped may have left another.
@@ -103,6 +108,7 @@ class Backup(keras.callbacks.Callback):
         path = self.folder / "state.json"
         if not path.exists():
             return 0
+        rate = model.optimizer.get_config().get("learning_rate")
         try:
             state = json.loads(path.read_text())
             with warnings.catch_warnings():
@@ -118,7 +124,16 @@ class Backup(keras.callbacks.Callback):
                 f"backup={self.folder}"
             ) from error
         self.epochs, self.history = state["epochs"], state["history"]
-        return self.epochs[-1] + 1
+        start = self.epochs[-1] + 1
+        print(f"Resuming after epoch {start}, from the backup in {self.folder}.")
+        restored = model.optimizer.get_config().get("learning_rate")
+        if restored != rate:  # of a schedule, its config: that stays the new one
+            print(
+                f"The learning rate is {restored:.3g}, that of the backup, and not "
+                f"{rate:.3g}. To change it, assign model.optimizer.learning_rate in a "
+                "callback."
+            )
+        return start
 
     def on_epoch_end(self, epoch, logs=None):
         self.epochs.append(epoch)

@@ -214,13 +214,13 @@ def check_first_images(watch, data):
 
 
 def _as_tuple(batch):
-    return batch if isinstance(batch, tuple) else (batch,)
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def _array(value, count=None):
     """Return the first `count` rows of an array or tensor as NumPy, else None."""
     if isinstance(value, (list, dict)) and len(keras.tree.flatten(value)) == 1:
         value = keras.tree.flatten(value)[0]  # of a model with one input
-    if not isinstance(value, np.ndarray) and not ops.is_tensor(value):
-        return None
+    if not hasattr(value, "__array__") or not hasattr(value, "shape"):
+        return None  # such as a dataset; tensors of another backend are arrays too
     return ops.convert_to_numpy(value[:count])
