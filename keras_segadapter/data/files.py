@@ -39,8 +39,16 @@ class PictureFile(NamedTuple):
     split: str | None
     below: tuple  # its folders that name neither a role nor a split
     stem: str
-    name: str  # the stem without endings such as `_mask`
-    ending: str | None  # "image" or "mask", by such an ending
+
+    @property
+    def name(self):
+        """The stem without endings such as `_mask`."""
+        return _split_stem(self.stem)[0]
+
+    @property
+    def ending(self):
+        """Whether such an ending means an "image" or a "mask"; None without one."""
+        return _split_stem(self.stem)[1]
 
 
 def find_files(folder, images=None, masks=None):
@@ -84,13 +92,18 @@ def _is_picture(name):
 def describe(path, root, role=None, place=""):
     """Return a picture as a `PictureFile`; `place` may tell its split too."""
     by_folder, split, below = _read_folders(path.relative_to(root).parts[:-1])
-    split = split or _read_folders(Path(place).parts)[1]
-    stem = composed(path.stem)
+    if place and split is None:
+        split = _read_folders(Path(place).parts)[1]
+    return PictureFile(path, role or by_folder, split, below, composed(path.stem))
+
+
+@functools.cache
+def _split_stem(stem):
+    """Return a stem without its ending or beginning, and the role that this means."""
     found = _STEM.fullmatch(stem)
     word = found["after"] or found["before"] or found["only"]
-    ending = word and ("mask" if re.fullmatch(_MASK_WORD, word, re.I) else "image")
-    name = found["name"] or ""
-    return PictureFile(path, role or by_folder, split, below, stem, name, ending)
+    role = word and ("mask" if re.fullmatch(_MASK_WORD, word, re.I) else "image")
+    return found["name"] or "", role
 
 
 @functools.cache
@@ -120,6 +133,9 @@ def split_of(word):
 
 def list_places(files, folder):
     """Return which folders hold how many pictures, for a message."""
-    counts = Counter(os.path.relpath(file.path.parent, folder) for file in files)
-    listed = [f"{place} ({count})" for place, count in sorted(counts.items())[:9]]
+    counts = Counter(file.path.parent for file in files)
+    listed = [
+        f"{os.path.relpath(place, folder)} ({count})"
+        for place, count in sorted(counts.items())[:9]
+    ]
     return ", ".join(listed + ["..."] * (len(counts) > 9)) or "nowhere"

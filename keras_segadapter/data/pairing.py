@@ -81,12 +81,11 @@ def _search(folder, wanted, images, masks):
     """Return the pairs of a split, from a folder's sub-folders or its lists."""
     files = find_files(folder, images, masks)
     matches = match_splits(files, images or masks)
-    found = list_places(files, folder)
     if not matches:
         raise ValueError(
             "No images with masks were found. Put the images into a folder `images`, "
             f"and masks of the same names into a folder `masks`. {_SETTLE} Found "
-            f"pictures in: {found}. Received: folder={folder}"
+            f"pictures in: {list_places(files, folder)}. Received: folder={folder}"
         )
     undivided = set(matches) == {None}
     lists = _find_lists(folder) if undivided else {}
@@ -102,7 +101,8 @@ def _search(folder, wanted, images, masks):
         if match.fault:
             reason, received = match.fault
             raise ValueError(
-                f"{reason} {_SETTLE} Found pictures in: {found}. Received: {received}"
+                f"{reason} {_SETTLE} Found pictures in: {list_places(files, folder)}. "
+                f"Received: {received}"
             )
     pairs = [pair for match in matches.values() for pair in match.pairs]
     return _divide(pairs, wanted, folder) if wanted and undivided else pairs
