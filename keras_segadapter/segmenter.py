@@ -6,12 +6,14 @@ import inspect
 import keras
 import numpy as np
 from keras import layers
+from PIL import Image
 
 from keras_segadapter.backbones.preprocessing import (
     check_backbone,
     default_preprocessing,
     normalizes,
 )
+from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import (
     add_at_finest,
@@ -476,7 +478,9 @@ class Segmenter(keras.Model):
 
         Args:
             images: One image `(H, W, C)`, a batch `(B, H, W, C)`, or a list of images
-                of any sizes. Anything that `numpy.asarray` takes, Pillow images too.
+                of any sizes; arrays, or Pillow images, which are read as files are:
+                turned as their EXIF orientation says, with as many channels as the
+                model takes.
 
         Returns:
             Class ids `(H, W)`, `(B, H, W)`, or a list; uint8 up to 256 classes, int32
@@ -484,12 +488,14 @@ class Segmenter(keras.Model):
 
         Raises:
             ValueError: If the shape does not fit the model, if values are not finite,
-                or if a float image lies in 0..1 while the model expects 0..255.
+                or if they are in another range than 0..255 where the model takes that.
 
         Example: see `Segmenter`.
         """
         if isinstance(images, (list, tuple)):
             return [self.segment(image) for image in images]
+        if isinstance(images, Image.Image):
+            images = picture_pixels(images, self.input_shape[-1])
         images = np.asarray(images)
         check_input(self, images)
         if images.ndim == 3:

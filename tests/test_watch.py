@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import EAGER
+from PIL import Image
 
 import keras_segadapter as ksa
 
@@ -110,6 +111,24 @@ def test_pixels_pass_from_every_source(tiny_backbone, source):
     logits = model.predict(data[0], steps=2, verbose=0)
     expected = model.predict(IMAGES, verbose=0)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_pillow_images_are_read_as_files_are(tiny_backbone, tmp_path):
+    model = build(tiny_backbone)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(IMAGES[0]).save(tmp_path / "turned.png", exif=exif)
+    deep = IMAGES[0, ..., 0].astype("uint16") * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name, size in (("turned", (24, 16)), ("deep", (16, 24))):
+        path = tmp_path / f"{name}.png"
+        with Image.open(path) as picture:
+            labels = model.segment(picture)
+        assert labels.shape == size
+        expected = model.segment(ksa.data.reading.read_image(path))
+        np.testing.assert_array_equal(labels, expected)
+    gray = np.repeat(IMAGES[0, ..., :1], 3, axis=-1)
+    np.testing.assert_array_equal(labels, model.segment(gray))
 
 
 def test_a_model_that_does_not_normalize_takes_any_range(tiny_backbone):
