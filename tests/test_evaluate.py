@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
+from keras_segadapter.inference import predict
 from keras_segadapter.inference.evaluate import (
     Evaluation,
     _confusion_figure,
@@ -121,8 +122,10 @@ def test_other_models_and_ids_raise(model, tiny_backbone):
     words = r"evaluate_images takes a keras_segadapter\.Segmenter"
     with pytest.raises(TypeError, match=words):
         evaluate_images(tiny_backbone(), [])
-    with pytest.raises(TypeError, match="`ignore_class` must be None, an integer"):
+    with pytest.raises(TypeError, match=r"`ignore_class` must be .*None, an integer"):
         evaluate_images(model, [], ignore_class="void")
+    with pytest.raises(ValueError, match="An ignored id can't be one of the 4 classes"):
+        evaluate_images(model, [], ignore_class=[255, 3])
 
 
 def test_no_pairs_raise(model):
@@ -182,11 +185,43 @@ def test_windows_scales_and_flips_against_a_plain_count(model, pairs):
     assert (evaluation.confusion != plain.confusion).any()
 
 
-@pytest.mark.parametrize("ignored", [[255, 3], [255, 0]])
-def test_ignored_ids_are_not_counted(model, pairs, ignored):
-    evaluation = evaluate_images(model, pairs, ignore_class=ignored)
-    assert_counts(evaluation, *counted(model.segment, pairs, ignored))
-    assert not evaluation.confusion[ignored[1]].any()
+def test_ignored_ids_are_not_counted(model, pairs):
+    # Class 3 becomes void.
+    pairs = [
+        (image, np.where(mask == 3, 77, mask.astype("int16"))) for image, mask in pairs
+    ]
+    evaluation = evaluate_images(model, pairs, ignore_class=[255, 77])
+    assert_counts(evaluation, *counted(model.segment, pairs, [255, 77]))
+    assert not evaluation.confusion[3].any()
+
+
+def test_more_than_255_classes_have_no_void(model, monkeypatch):
+    def scores(model, images):
+        return np.eye(300, dtype="float32")[np.full((1, 2, 2), 255)]
+
+    monkeypatch.setattr(model, "num_classes", 300)
+    monkeypatch.setattr(predict, "_scores", scores)
+    mask = np.full((8, 8), 255, "int32")
+    mask[0] = 299
+    evaluation = evaluate_images(model, [(np.zeros((8, 8, 3), "uint8"), mask)])
+    assert evaluation.confusion[255, 255] == 56
+    assert evaluation.confusion[299, 255] == 8
+    assert evaluation.confusion.sum() == 64
+
+
+def test_names_are_the_datasets_or_else_the_models(model, pairs, monkeypatch):
+    def names(pairs, **options):
+        return evaluate_images(model, pairs, **options).class_names
+
+    assert names(pairs) == ("0", "1", "2", "3")
+    monkeypatch.setattr(model, "class_names", ("a", "b", "c", "d"))
+    assert names(pairs) == ("a", "b", "c", "d")
+
+    class Named(list):
+        class_names = NAMES
+
+    assert names(Named(pairs)) == tuple(NAMES)
+    assert names(Named(pairs), class_names="wxyz") == tuple("wxyz")
 
 
 def test_masks_that_the_model_gives_are_all_right(model, pairs):

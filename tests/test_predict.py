@@ -127,7 +127,7 @@ def test_wrong_arguments_raise_before_the_model_runs(
         pytest.param(photo(8, 8)[None], r"one image .*\(1, 8, 8, 3\)", id="batch"),
         pytest.param(photo(8, 8)[..., 0], r"one image .*\(8, 8\)", id="no channels"),
         pytest.param(photo(8, 8)[..., :1], r"shape \(8, 8, 1\)", id="gray"),
-        pytest.param(photo(8, 8) / 255, "Multiply the image by 255", id="0..1"),
+        pytest.param(photo(8, 8) / 255, "Multiply them by 255", id="0..1"),
     ],
 )
 def test_wrong_images_raise(model, image, words):

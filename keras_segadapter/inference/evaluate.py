@@ -86,7 +86,7 @@ def evaluate_images(
     model,
     pairs,
     *,
-    ignore_class=255,
+    ignore_class="auto",
     class_names=None,
     short_side=None,
     crop=None,
@@ -108,9 +108,10 @@ def evaluate_images(
             C)` and `(B, H, W)`. A `FolderDataset` works too, without `image_size`,
             which would resize the masks, and with `batch_size=1` if sizes differ.
         ignore_class: Integer, list of integers, or None. Ids of void pixels, which are
-            not counted. Defaults to `255`.
+            not counted. Defaults to `"auto"`: 255 where there are at most 255 classes,
+            none above.
         class_names: List of K strings. Names for the table and the picture. Defaults to
-            the `class_names` of `pairs`, or else to the ids.
+            the `class_names` of `pairs`, else of the model, else to the ids.
         short_side: As in `predict_logits`. Defaults to `None`.
         crop: As in `predict_logits`. Defaults to `None`.
         stride: As in `predict_logits`. Defaults to `None`.
@@ -123,7 +124,8 @@ def evaluate_images(
 
     Raises:
         TypeError: If `model` is not a `Segmenter`, if `ignore_class` is neither None,
-            an integer nor a list of integers, or if `pairs` yields anything but pairs.
+            "auto", an integer nor a list of integers, or if `pairs` yields anything but
+            pairs.
         ValueError: If an argument is not as described, if there are no pairs, or if a
             pair is faulty: its mask differs in size from the image, or holds ids that
             are neither classes nor ignored. The message names the pair.
@@ -149,10 +151,10 @@ def evaluate_images(
     check_segmenter(model, "evaluate_images")
     stride = check_view(model, short_side, crop, stride, scales)
     if class_names is None:
-        class_names = getattr(pairs, "class_names", None)
+        class_names = getattr(pairs, "class_names", None) or model.class_names
     classes = model.num_classes
     names = _checked_names(class_names, classes)
-    ignored = ignored_ids(ignore_class)
+    ignored = ignored_ids(ignore_class, classes)
     # Counted in NumPy: JAX would compile again for each size of mask.
     confusion, images = np.zeros((classes, classes), "int64"), 0
     for name, image, mask in _read(pairs, classes, ignored):

@@ -99,9 +99,7 @@ class TrainingPictures(keras.callbacks.Callback):
         resized = None not in self.model.input_shape[1:3]
         self._covered = (self.images if resized else self._inputs).shape[1:3]
         self._views = _views(self.model)
-        colors = self.colors
-        if colors is None:
-            colors = getattr(self.model, "colors", None)
+        colors = self.model.colors if self.colors is None else self.colors
         if colors is None:
             colors = palette(self.model.num_classes)
         self._colors = np.asarray(colors)[: self.model.num_classes]
@@ -148,8 +146,7 @@ class TrainingPictures(keras.callbacks.Callback):
 
     def _legend(self, labels):
         """Return the names and colors of the classes that occur in maps of ids."""
-        names = getattr(self.model, "class_names", None)
-        names = names or range(self.model.num_classes)
+        names = self.model.class_names or range(self.model.num_classes)
         present = np.unique(np.concatenate([*labels.values()], axis=None))
         known = [i for i in present.tolist() if 0 <= i < len(self._colors)]
         return [names[i] for i in known], self._colors[known]
