@@ -48,8 +48,9 @@ slow = pytest.mark.integration
 def model(tiny_backbone):
     """Return a model that is trained enough for few pixels to be close ties."""
     keras.utils.set_random_seed(0)
-    model = ksa.build_segmenter(tiny_backbone(), num_classes=8)
-    model.class_names, model.colors = NAMES, COLORS
+    model = ksa.build_segmenter(
+        tiny_backbone(), num_classes=8, class_names=NAMES, colors=COLORS
+    )
     # XLA takes longer to compile than this takes to train, but JAX needs it.
     model.compile(ksa.AdamW(1e-2), jit_compile=BACKEND == "jax")
     images, masks = ksa.data.make_scenes(16, size=(64, 64))
@@ -118,8 +119,7 @@ def test_runtimes_agree_with_keras(tmp_path, model, ending, size, labels):
 @pytest.mark.parametrize("ending", sorted({case[0] for case in CASES} - {".xml"}))
 def test_the_metadata_can_be_read_without_this_package(tmp_path, ending):
     need(ending)
-    model = untrained(3, num_classes=8)
-    model.class_names, model.colors = NAMES, COLORS
+    model = untrained(3, num_classes=8, class_names=NAMES, colors=COLORS)
     path = ksa.export_model(model, tmp_path / f"model{ending}")
     if ending == ".onnx":
         import onnx

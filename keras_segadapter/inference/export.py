@@ -109,9 +109,9 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
         "keras_segadapter": __version__,
         "stride": deepest_stride(model),
         "num_classes": model.num_classes,
-        "takes_pixels": not isinstance(model.preprocessing, keras.layers.Identity),
-        "class_names": getattr(model, "class_names", None),
-        "colors": np.asarray(getattr(model, "colors", None)).tolist(),
+        "takes_pixels": model.takes_pixels,
+        "class_names": model.class_names,
+        "colors": None if model.colors is None else model.colors.tolist(),
     }
     if path.suffix in (".onnx", ".xml"):
         _write_onnx(plain, spec, path, images, facts)
