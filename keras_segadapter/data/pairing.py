@@ -77,6 +77,22 @@ def find_pairs(folder, split=None, images=None, masks=None):
     return [image for image, _ in pairs], [mask for _, mask in pairs]
 
 
+def find_splits(folder, images=None, masks=None):
+    """Return the splits that the pairs in a folder are divided into, [] without any.
+
+    Args:
+        folder: As in `find_pairs`.
+        images: As in `find_pairs`. Defaults to `None`.
+        masks: As in `find_pairs`. Defaults to `None`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    matches = match_splits(find_files(folder, images, masks), images or masks)
+    found = {*matches} - {None} or _find_lists(folder)
+    return [split for split in ("train", "val", "test") if split in found]
+
+
 def _search(folder, wanted, images, masks):
     """Return the pairs of a split, from a folder's sub-folders or its lists."""
     files = find_files(folder, images, masks)
