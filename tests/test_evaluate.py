@@ -242,10 +242,28 @@ def test_files_arrays_and_batches_count_the_same(model, tmp_path):
     folder = ksa.data.FolderDataset(tmp_path, num_classes=4, batch_size=2)
     files = list(zip(folder.image_paths, folder.mask_paths, strict=True))
     batch = [(images, masks[..., None])]
-    for pairs in (files, [tuple(map(str, files[i])) for i in range(3)], folder, batch):
+    paths = [tuple(map(str, pair)) for pair in files]
+    pictures = [tuple(map(Image.open, pair)) for pair in files]
+    for pairs in (files, paths, pictures, folder, batch):
         evaluation = evaluate_images(model, pairs)
         assert evaluation.images == 3
         np.testing.assert_array_equal(evaluation.confusion, expected)
+
+
+def test_files_are_read_with_the_channels_of_the_model(tmp_path):
+    inputs = keras.Input((None, None, 1))
+    backbone = keras.Model(inputs, keras.layers.Conv2D(4, 4, 4)(inputs))
+    model = ksa.build_segmenter(
+        backbone, 4, adapters=False, preprocessing=keras.layers.Identity()
+    )
+    images, _ = ksa.data.make_scenes(1, size=(16, 24))
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as picture:
+        gray = np.asarray(picture.convert("L"))[..., None]
+        own = model.segment(gray)
+        Image.fromarray(own).save(tmp_path / "mask.png")
+        pairs = [(tmp_path / "image.png", tmp_path / "mask.png"), (picture, own)]
+        assert evaluate_images(model, pairs).accuracy == 1
 
 
 def test_a_dataset_is_read_by_its_length(model):

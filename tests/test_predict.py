@@ -5,6 +5,7 @@ import tracemalloc
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter.inference import evaluate_images, predict
@@ -139,6 +140,14 @@ def test_other_models_raise(tiny_backbone):
     words = r"predict_logits takes a keras_segadapter\.Segmenter.* of type Functional"
     with pytest.raises(TypeError, match=words):
         predict_logits(tiny_backbone(), photo(8, 8))
+
+
+def test_pillow_images_are_turned_as_their_exif_says(model):
+    picture = Image.fromarray(photo(21, 30))
+    picture.getexif()[0x0112] = 6  # a quarter turn clockwise
+    turned = np.rot90(photo(21, 30), -1)
+    for call in (predict_labels, predict_logits):
+        np.testing.assert_array_equal(call(model, picture), call(model, turned))
 
 
 @pytest.mark.parametrize("num_classes, dtype", [(256, "uint8"), (257, "int32")])

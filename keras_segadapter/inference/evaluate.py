@@ -8,7 +8,12 @@ import keras
 import numpy as np
 
 from keras_segadapter.data.reading import read_image, read_mask
-from keras_segadapter.inference.predict import check_view, checked_image, logit_rows
+from keras_segadapter.inference.predict import (
+    as_array,
+    check_view,
+    checked_image,
+    logit_rows,
+)
 from keras_segadapter.metrics import figures
 from keras_segadapter.validation import check_segmenter, ignored_ids
 
@@ -104,9 +109,10 @@ def evaluate_images(
     Args:
         model: A `Segmenter`.
         pairs: Iterable of pairs of an image `(H, W, C)` and a mask `(H, W)` of class
-            ids, as arrays or as two paths of files; or of pairs of batches `(B, H, W,
-            C)` and `(B, H, W)`. A `FolderDataset` works too, without `image_size`,
-            which would resize the masks, and with `batch_size=1` if sizes differ.
+            ids, as arrays, Pillow images or paths of files; or of pairs of batches
+            `(B, H, W, C)` and `(B, H, W)`. A `FolderDataset` works too, without
+            `image_size`, which would resize the masks, and with `batch_size=1` if sizes
+            differ.
         ignore_class: Integer, list of integers, or None. Ids of void pixels, which are
             not counted. Defaults to `"auto"`: 255 where there are at most 255 classes,
             none above.
@@ -157,7 +163,7 @@ def evaluate_images(
     ignored = ignored_ids(ignore_class, classes)
     # Counted in NumPy: JAX would compile again for each size of mask.
     confusion, images = np.zeros((classes, classes), "int64"), 0
-    for name, image, mask in _read(pairs, classes, ignored):
+    for name, image, mask in _read(model, pairs, ignored):
         try:
             image = checked_image(model, image, "evaluate_images")
         except ValueError as error:
@@ -199,7 +205,7 @@ def _checked_names(class_names, num_classes):
     return names
 
 
-def _read(pairs, num_classes, ignored):
+def _read(model, pairs, ignored):
     """Yield a name for errors, an image `(H, W, C)` and a mask `(H, W)` at a time."""
     if isinstance(pairs, keras.utils.PyDataset):
         # By its length, since iteration need not end with the epoch.
@@ -213,9 +219,9 @@ def _read(pairs, num_classes, ignored):
         name, (image, mask) = f"pair {index}", pair
         if isinstance(image, (str, os.PathLike)):
             name += f" ({image}, {mask})"
-            image, mask = read_image(image), read_mask(mask)
-        image, mask = np.asarray(image), np.asarray(mask)
-        mask = _checked_mask(name, image, mask, num_classes, ignored)
+            image, mask = read_image(image, model.input_shape[-1]), read_mask(mask)
+        image, mask = as_array(model, image), np.asarray(mask)
+        mask = _checked_mask(name, image, mask, model.num_classes, ignored)
         if mask.ndim == 2:
             image, mask = image[None], mask[None]
         for one_image, one_mask in zip(image, mask, strict=True):
@@ -229,8 +235,9 @@ def _checked_mask(name, image, mask, num_classes, ignored):
     if mask.ndim not in (2, 3) or mask.shape != image.shape[:-1]:
         raise ValueError(
             f"The mask of {name} must hold one class id per pixel, (height, width), at "
-            f"the size of its image. Received: mask of shape {mask.shape} for an image "
-            f"of shape {image.shape}"
+            "the size of its image. For masks of colors pass a FolderDataset with "
+            f"`labels`. Received: mask of shape {mask.shape} for an image of shape "
+            f"{image.shape}"
         )
     if mask.dtype.kind not in "iu":
         raise ValueError(

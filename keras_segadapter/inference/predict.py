@@ -13,7 +13,9 @@ import weakref
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image
 
+from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.layers.native import resize_bilinear
 from keras_segadapter.validation import check_images, check_integer, check_segmenter
 
@@ -53,7 +55,7 @@ def predict_logits(
 
     Args:
         model: A `Segmenter`.
-        image: Array `(H, W, C)`. One image, as for `Segmenter.segment`.
+        image: Array `(H, W, C)` or Pillow image. One image, as for `Segmenter.segment`.
         short_side: Integer. Pixels that the shorter side is resized to, keeping the
             aspect ratio; None keeps the size. MMSegmentation's `(2048, 512)` is 512
             without its limit on the longer side. Defaults to `None`.
@@ -260,9 +262,16 @@ def check_input(model, images):
     check_images(images, model.input_shape[-1], model.takes_pixels)
 
 
+def as_array(model, image):
+    """Return an image as an array; a Pillow image with the channels of the model."""
+    if isinstance(image, Image.Image):
+        return picture_pixels(image, model.input_shape[-1])
+    return np.asarray(image)
+
+
 def checked_image(model, image, caller):
     """Return one image `(H, W, C)` as an array, checked to fit the model."""
-    image = np.asarray(image)
+    image = as_array(model, image)
     if image.ndim != 3:
         raise ValueError(
             f"{caller} takes one image (height, width, channels). For several, call it "
