@@ -1,10 +1,12 @@
 """Images and masks to learn from: drawn scenes, folders and tensorflow-datasets."""
 
 from keras_segadapter.data.augmentation import Augmentation
+from keras_segadapter.data.coco import open_coco
 from keras_segadapter.data.folders import FolderDataset
 from keras_segadapter.data.inspection import check_folder
 from keras_segadapter.data.labels import (
     ADE20K,
+    BINARY,
     CITYSCAPES,
     COCO_STUFF,
     OXFORD_PETS,
@@ -17,6 +19,7 @@ from keras_segadapter.data.tfds import open_tfds
 
 __all__ = [
     "ADE20K",
+    "BINARY",
     "CITYSCAPES",
     "COCO_STUFF",
     "OXFORD_PETS",
@@ -27,6 +30,7 @@ __all__ = [
     "Labels",
     "check_folder",
     "make_scenes",
+    "open_coco",
     "open_folder",
     "open_tfds",
 ]

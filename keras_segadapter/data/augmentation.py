@@ -5,7 +5,7 @@ from numbers import Real
 import numpy as np
 from PIL import Image
 
-from keras_segadapter.data.reading import resize_image, resize_mask
+from keras_segadapter.data.resizing import resize_image, resize_mask
 from keras_segadapter.validation import check_positive, check_size, ignored_ids
 
 CROPS = 10  # that are looked at; if none of them fits, the next is taken as it is
@@ -42,7 +42,8 @@ class Augmentation:
             below; 1 takes any crop. Defaults to `0.75`.
         flip: Number from 0 to 1. Probability of a flip. Defaults to `0.5`.
         photometric: Boolean. Whether to change brightness, contrast, saturation and
-            hue. Defaults to `True`.
+            hue. Gray images have only the first two; images of other numbers of
+            channels, or of other dtypes than uint8, need `False`. Defaults to `True`.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -101,7 +102,7 @@ class Augmentation:
         """Return one random view of an image and its mask.
 
         Args:
-            image: RGB image, uint8 `(H, W, 3)`.
+            image: Image `(H, W, C)`. With `photometric`, uint8 and gray or RGB.
             mask: Integer class ids `(H, W)`.
             rng: `np.random.Generator`. Source of the random numbers.
             ignore_class: Integer or list of integers. Ids of void pixels; the lowest
@@ -119,15 +120,15 @@ class Augmentation:
         image, mask = np.asarray(image), np.asarray(mask)
         ignored = check_ignored(ignore_class)
         _check_pair(image, mask, ignored[0])
+        if self.photometric:
+            check_photometric(image.shape[2], image.dtype)
         if not isinstance(rng, np.random.Generator):
             raise TypeError(
                 "`rng` must be a np.random.Generator, such as np.random.default_rng(0)"
                 f". Received: rng={rng!r}"
             )
         size = self._draw_size(image.shape[:2], rng)
-        image = resize_image(image, size)
-        # Pillow has no 64-bit masks.
-        mask = resize_mask(mask.astype("int32"), size).astype(mask.dtype)
+        image, mask = resize_image(image, size), resize_mask(mask, size)
         crop = self._draw_crop(mask, ignored, rng)
         image, mask = image[crop], mask[crop]  # at most the crop size
         if rng.random() < self.flip:
@@ -164,28 +165,33 @@ class Augmentation:
         return crop
 
 
-def check_ignored(ignore_class):
+def check_ignored(ignore_class, num_classes=None):
     """Return the sorted ids of `ignore_class`, the first of which pads masks.
 
     Raises:
-        TypeError: If `ignore_class` is neither None, an integer nor a list of integers.
-        ValueError: If there is no id.
+        TypeError: If `ignore_class` is not as in `ignored_ids`.
+        ValueError: If there is no id, or if one is also a class.
     """
-    ignored = ignored_ids(ignore_class)
+    ignored = ignored_ids(ignore_class, num_classes)
     if not ignored:
+        beyond = 255 if (num_classes or 0) <= 255 else 65535
         raise ValueError(
             "An augmentation pads masks with an ignored id, so there must be one. Pass "
-            f"`ignore_class`, such as 255. Received: ignore_class={ignore_class!r}"
+            f"`ignore_class={beyond}` here and to `compile`. Received: "
+            f"ignore_class={ignore_class!r}, num_classes={num_classes}"
         )
     return ignored
 
 
-def check_augmentation(augmentation, image_size, ignore_class):
+def check_augmentation(
+    augmentation, image_size, ignore_class, num_classes=None, channels=3
+):
     """Validate that a dataset's `augmentation` fits its other arguments.
 
     Raises:
         TypeError: If it is not an `Augmentation`.
-        ValueError: If there is an image size, or no ignored id.
+        ValueError: If there is an image size, if there is no ignored id, or if it
+            cannot change the colors of such images.
     """
     if not isinstance(augmentation, Augmentation):
         raise TypeError(
@@ -198,7 +204,23 @@ def check_augmentation(augmentation, image_size, ignore_class):
             "`image_size`, or pass it to Augmentation as `base_size`. Received: "
             f"image_size={image_size!r}, crop_size={augmentation.crop_size}"
         )
-    check_ignored(ignore_class)
+    check_ignored(ignore_class, num_classes)
+    if augmentation.photometric:
+        check_photometric(channels)
+
+
+def check_photometric(channels, dtype="uint8"):
+    """Validate that an augmentation can change the colors of images.
+
+    Raises:
+        ValueError: If they are neither gray nor RGB, or not uint8.
+    """
+    if channels not in (1, 3) or dtype != "uint8":
+        raise ValueError(
+            "An augmentation changes the colors of uint8 images with 1 or 3 channels "
+            "only. For others, pass photometric=False to Augmentation. Received: "
+            f"images of {channels} channels and dtype {dtype}"
+        )
 
 
 def _check_pair(image, mask, padding):
@@ -208,10 +230,10 @@ def _check_pair(image, mask, padding):
         ValueError: If one of them is not as described, or if the mask cannot hold the
             id `padding`.
     """
-    if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype.kind not in "uif" or image.ndim != 3:
         raise ValueError(
-            "`image` must be RGB, uint8 of shape (height, width, 3). Received: image "
-            f"of shape {image.shape} and dtype {image.dtype}"
+            "`image` must hold numbers of shape (height, width, channels). Received: "
+            f"image of shape {image.shape} and dtype {image.dtype}"
         )
     if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2] or not mask.size:
         raise ValueError(
@@ -227,7 +249,7 @@ def _check_pair(image, mask, padding):
 
 
 def _distort(image, rng):
-    """Change the brightness, contrast, saturation and hue of an image `(H, W, 3)`."""
+    """Change the brightness, contrast, saturation and hue of an image `(H, W, C)`."""
     same = np.arange(256)  # each change is a table of new values for the 256 values
 
     def sometimes(draw):
@@ -239,15 +261,18 @@ def _distort(image, rng):
     hue = sometimes(lambda: same + round(rng.integers(-18, 18) * 2 / 360 * HUES))
     contrast_first = rng.random() < 0.5
 
-    picture = _replace(Image.fromarray(image), [brightness] * 3)
+    channels = image.shape[2]
+    picture = Image.fromarray(image if channels == 3 else image[..., 0])
+    picture = _replace(picture, [brightness] * channels)
     if contrast_first:
-        picture = _replace(picture, [contrast] * 3)
-    if hue is not same or saturation is not same:  # since the way to HSV rounds
+        picture = _replace(picture, [contrast] * channels)
+    is_changed = hue is not same or saturation is not same
+    if channels == 3 and is_changed:  # since the way to HSV rounds
         picture = _replace(picture.convert("HSV"), [hue % HUES, saturation, same])
         picture = picture.convert("RGB")
     if not contrast_first:
-        picture = _replace(picture, [contrast] * 3)
-    return np.asarray(picture)
+        picture = _replace(picture, [contrast] * channels)
+    return np.asarray(picture).reshape(image.shape)
 
 
 def _replace(picture, tables):

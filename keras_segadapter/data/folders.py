@@ -11,25 +11,21 @@ from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.epochs import epoch_order
 from keras_segadapter.data.label_table import LabelTable
 from keras_segadapter.data.pairing import find_pairs
-from keras_segadapter.data.reading import (
-    read_image,
-    read_mask,
-    resize_image,
-    resize_mask,
-)
+from keras_segadapter.data.reading import read_ids_and_colors, read_image
+from keras_segadapter.data.resizing import resize_image, resize_mask
 from keras_segadapter.validation import check_integer, check_size
 
 
 class FolderDataset(keras.utils.PyDataset):
     """Batches of images and masks from a folder, or from lists of files.
 
-    The folder holds `images/` and `masks/` with jpg, jpeg or png files. An image and
-    its mask have the same name up to the suffix. A mask is a grayscale or palette
-    picture whose values are class ids. `open_folder` opens the layouts of known
-    datasets.
+    `open_folder` opens one split of a dataset, finds its classes, and describes which
+    images and masks belong together. A mask is a picture whose values are class ids, or
+    whose colors or ids `labels` map to classes; or a `.npy` file of ids.
 
-    A batch is a pair of RGB images, uint8 `(B, H, W, 3)`, and class ids `(B, H, W)`,
-    uint8, or int32 if an id can exceed 255.
+    A batch is a pair of images `(B, H, W, channels)` and class ids `(B, H, W)`, uint8,
+    or int32 if an id can exceed 255. Images are uint8; those in `.npy` files, and those
+    of other than 1, 3 or 4 channels, may also be uint16 or float32.
 
     The order of the files depends only on `seed` and `epoch`, and what `augmentation`
     makes of a file on these and the index of the file. `Segmenter.fit` sets `epoch`: it
@@ -39,7 +35,7 @@ class FolderDataset(keras.utils.PyDataset):
     with Python's global random state.
 
     Args:
-        folder: Path of the folder, or a pair `(image_paths, mask_paths)` of lists of
+        source: Path of the folder, or a pair `(image_paths, mask_paths)` of lists of
             files in the same order.
         num_classes: Integer of at least 2 if masks hold the ids 0 to `num_classes - 1`;
             else leave it out and pass `labels`. Number of classes.
@@ -50,10 +46,17 @@ class FolderDataset(keras.utils.PyDataset):
             files keep their size, which must be the same within a batch.
         augmentation: `Augmentation` that makes a new view of each image in each epoch,
             for training, in place of `image_size`; or None. Defaults to `None`.
-        ignore_class: Integer, list of integers, or None. Ids that masks may hold
-            besides the classes. Defaults to `255`.
-        labels: `Labels` that name the classes and may map the ids in the masks to them,
-            or None. Defaults to `None`.
+        ignore_class: Integer, list of integers, None, or `"auto"`. Ids that masks may
+            hold besides the classes. Defaults to `"auto"`: 255, or none with more than
+            255 classes.
+        labels: `Labels` that name the classes and may map the ids or colors in the
+            masks to them, or None. Defaults to `None`.
+        channels: Integer of at least 1. Channels of the images: 3 for RGB, 1 for gray,
+            4 for RGBA; others are those of TIFF files with as many bands (which need
+            `keras-segadapter[tiff]`) or of `.npy` files `(H, W, channels)`. Defaults to
+            `3`.
+        resize_masks: Boolean. Whether a mask of another size than its image is resized
+            to it, by the nearest pixel, rather than an error. Defaults to `False`.
         shuffle: Boolean. Whether each epoch has an order of its own. Defaults to
             `False`.
         seed: Integer of at least 0. Seed of the orders and views. Defaults to `0`.
@@ -65,13 +68,15 @@ class FolderDataset(keras.utils.PyDataset):
         image_paths: List of the image files; sorted, if they come from a folder.
         mask_paths: List of the mask files, in the order of the images.
         num_classes: Number of classes.
-        ignore_class: The ignored ids, as passed.
+        channels: Number of channels.
+        labels: The `labels`, as passed.
+        ignore_class: The ignored ids, as passed; in place of `"auto"`, 255 or None.
         class_names: Tuple of the names in `labels`, or None.
         colors: RGB colors in `labels`, uint8 `(num_classes, 3)`, or None.
 
     Raises:
-        TypeError: If `ignore_class` is neither None, an integer nor a list of integers,
-            `labels` is not `Labels`, or `augmentation` is not an `Augmentation`.
+        TypeError: If `ignore_class` is not as described, `labels` is not `Labels`, or
+            `augmentation` is not an `Augmentation`.
         ValueError: If the folder or another argument is not as described, or, when a
             batch is made, if one of its files is faulty.
 
@@ -96,14 +101,16 @@ class FolderDataset(keras.utils.PyDataset):
 
     def __init__(
         self,
-        folder,
+        source,
         num_classes=None,
         *,
         batch_size=8,
         image_size=None,
         augmentation=None,
-        ignore_class=255,
+        ignore_class="auto",
         labels=None,
+        channels=3,
+        resize_masks=False,
         shuffle=False,
         seed=0,
         threads=4,
@@ -118,14 +125,19 @@ class FolderDataset(keras.utils.PyDataset):
         self.threads = check_integer("threads", threads, 1)
         if image_size is not None:
             image_size = check_size("image_size", image_size)
-        if augmentation is not None:
-            check_augmentation(augmentation, image_size, ignore_class)
-        self.image_paths, self.mask_paths = _paths(folder)
+        self.channels = check_integer("channels", channels, 1)
         self.num_classes = self._table.num_classes
+        self.ignore_class = self._table.ignore_class
+        if augmentation is not None:
+            check_augmentation(
+                *(augmentation, image_size, self.ignore_class),
+                *(self.num_classes, self.channels),
+            )
+        self.image_paths, self.mask_paths = _paths(source)
+        self.labels, self.resize_masks = labels, bool(resize_masks)
         self.class_names, self.colors = self._table.class_names, self._table.colors
         self.image_size = image_size
         self.augmentation = augmentation
-        self.ignore_class = ignore_class
         self.shuffle = bool(shuffle)
         self.epoch = 0
 
@@ -168,29 +180,45 @@ class FolderDataset(keras.utils.PyDataset):
         self.epoch += 1
 
     def _read(self, i):
-        """Return image i `(H, W, 3)` and its classes `(H, W)`, as a batch has them."""
+        """Return image i `(H, W, C)` and its classes `(H, W)`, as a batch has them."""
         image, mask = self._read_whole(i)
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.epoch, i])
-            return self.augmentation(image, mask, rng, self.ignore_class)
+            return self.augmentation(image, mask, rng, self._table.ignored)
         if self.image_size is None:
             return image, mask
         return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
 
     def _read_whole(self, i):
-        """Return image i `(H, W, 3)` and its classes `(H, W)` at the size of the file.
+        """Return image i `(H, W, C)` and its classes `(H, W)` at the size of the image.
 
         Raises:
             ValueError: If one of the two files is faulty.
         """
-        image, mask = read_image(self.image_paths[i]), read_mask(self.mask_paths[i])
-        if image.shape[:2] != mask.shape:
-            raise ValueError(
-                "An image and its mask must have the same (height, width). Received: "
-                f"{self.image_paths[i]} of size {image.shape[:2]}, "
-                f"{self.mask_paths[i]} of size {mask.shape}"
-            )
-        return image, self._table.look_up(mask, self.mask_paths[i])
+        image = read_image(self.image_paths[i], self.channels)
+        path = self.mask_paths[i]
+        if hasattr(path, "read"):  # drawn from a COCO file
+            mask, colors = path.read(), None
+        else:
+            mask, colors = read_ids_and_colors(path, self._table.by_color)
+        classes = self._table.look_up(mask, path, colors)
+        size = image.shape[:2]
+        if classes.shape != size:
+            turned = (size[0] - size[1]) * (classes.shape[0] - classes.shape[1]) < 0
+            if not self.resize_masks or turned:
+                fix = (
+                    "One of them is turned: correct the file."
+                    if turned
+                    else "Pass `resize_masks=True` (--resize-masks on the command line)"
+                    " to resize the mask."
+                )
+                raise ValueError(
+                    f"An image and its mask must have the same (height, width). {fix} "
+                    f"Received: {self.image_paths[i]} of size {size}, {path} of size "
+                    f"{classes.shape}"
+                )
+            classes = resize_mask(classes, size)
+        return image, classes
 
 
 def _paths(source):
@@ -203,10 +231,13 @@ def _paths(source):
         return find_pairs(source)
     if not isinstance(source, (tuple, list)) or len(source) != 2:
         raise ValueError(
-            "`folder` must be a path or a pair (image_paths, mask_paths). Received: "
-            f"folder={source!r}"
+            "`source` must be a path or a pair (image_paths, mask_paths). Received: "
+            f"source={source!r}"
         )
-    images, masks = ([Path(path) for path in paths] for paths in source)
+    images, masks = (
+        [path if hasattr(path, "read") else Path(path) for path in paths]
+        for paths in source
+    )
     if not images or len(images) != len(masks):
         raise ValueError(
             "A pair of lists must name at least one image, and one mask per image. "

@@ -1,29 +1,32 @@
-"""Lookup of the class of every id in a mask, which refuses unknown ids."""
+"""Lookup of the class of each pixel of a mask, which refuses unknown ids and colors."""
 
 import numpy as np
 
 from keras_segadapter.data.labels import Labels
-from keras_segadapter.validation import check_num_classes, ignored_ids
+from keras_segadapter.validation import check_num_classes, ignored_ids, is_auto
 
 BLACK_AND_WHITE = (
-    "They look like black-and-white pictures: save the masks again with 1 instead of "
-    "255."
+    "They look like black-and-white pictures: pass "
+    "labels=keras_segadapter.data.BINARY (--labels binary on the command line)."
 )
+LIMIT = 2**24  # RGB colors; ids must be below it too
 
 
 class LabelTable:
-    """Table of the classes that the ids in masks stand for.
+    """Table of the classes that the ids or colors in masks stand for.
 
     Args:
         num_classes: Integer of at least 2 if masks hold classes, else None.
         labels: `Labels`, or None if `num_classes` is given.
-        ignore_class: Integer, list of integers, or None. Ids that are allowed besides
-            the classes.
+        ignore_class: `"auto"`, an integer, a list of integers, or None. Ids that are
+            allowed besides the classes.
 
     Attributes:
         num_classes: Number of classes.
         ignored: Sorted list of the ignored ids.
-        label_map: Dict from ids to classes, or None.
+        ignore_class: The ignored ids as passed; in place of `"auto"`, 255 or None.
+        label_map: Dict from ids or RGB tuples to classes, or None.
+        by_color: Whether masks hold colors only, in which gray is a color too.
         class_names: Tuple of names, or None.
         colors: RGB colors, uint8 `(num_classes, 3)`, or None.
         dtype: Dtype of masks of classes: "uint8", or "int32" if an id can be outside
@@ -31,8 +34,9 @@ class LabelTable:
 
     Raises:
         TypeError: If `labels` or `ignore_class` is of the wrong type.
-        ValueError: If not exactly one of `num_classes` and `labels` is given, or if
-            the label map leads to something other than classes and ignored ids.
+        ValueError: If not exactly one of `num_classes` and `labels` is given, if the
+            label map leads to something other than classes and ignored ids, or if an
+            ignored id is also a class.
     """
 
     def __init__(self, num_classes, labels, ignore_class):
@@ -48,68 +52,135 @@ class LabelTable:
                 f"num_classes={num_classes}, labels="
                 + ("None" if labels is None else f"{labels.num_classes} classes")
             )
+        pairs = {}
         if labels is None:
             self.num_classes = check_num_classes(num_classes)
             self.label_map = self.class_names = self.colors = None
         else:
             self.num_classes, self.label_map = labels.num_classes, labels.label_map
             self.class_names, self.colors = labels.class_names, labels.colors
-        self.ignored = ignored_ids(ignore_class)
+            pairs = labels.keys
+        self.ignored = ignored_ids(ignore_class, self.num_classes)
+        if is_auto(ignore_class):
+            ignore_class = self.ignored[0] if self.ignored else None
+        self.ignore_class = ignore_class
         # All masks have one dtype, whichever ids they happen to hold.
         allowed = {*range(self.num_classes), *self.ignored}
         fits = min(allowed) >= 0 and max(allowed) < 256
         self.dtype = "uint8" if fits else "int32"
-        pairs = self.label_map
-        if pairs is None:
-            # Picture files hold at most 16 bits, whichever id is ignored.
-            pairs = {id_: id_ for id_ in allowed if 0 <= id_ < 65536}
-        self._classes = np.zeros(max(pairs, default=0) + 2, "int32")
-        self._known = np.zeros(len(self._classes), bool)
-        for id_, class_ in pairs.items():
+        for key, class_ in pairs.items():
             if class_ not in allowed:
                 raise ValueError(
                     "`label_map` must lead to classes from 0 to "
                     f"{self.num_classes - 1} or to the ignored ids {self.ignored}. "
                     "Correct the map or `ignore_class`. Received: "
-                    f"label_map[{id_}]={class_!r}"
+                    f"label_map[{key}]={class_!r}"
                 )
-            self._classes[id_] = class_
-            self._known[id_] = True
+        if self.label_map is None:
+            pairs = pairs | {id_: id_ for id_ in allowed if id_ < LIMIT}
+        is_color = {key: isinstance(key, tuple) for key in pairs}
+        self._ids = _Lookup({k: c for k, c in pairs.items() if not is_color[k]})
+        self._colors = _Lookup({_pack(k): c for k, c in pairs.items() if is_color[k]})
+        self.by_color = all(is_color.values())
 
-    def look_up(self, mask, name):
+    def look_up(self, mask, name, colors=None):
         """Return the classes of a mask.
 
         Args:
-            mask: Ids of at least 0, integers `(H, W)`.
+            mask: Integer ids `(H, W)`, or None for a mask that holds colors only.
             name: What the error calls the mask, such as its path.
+            colors: RGB colors, uint8 `(H, W, 3)`, of a mask whose pixels may stand for
+                colors; else None. Defaults to `None`.
 
         Returns:
             Classes and ignored ids, int32 `(H, W)`.
 
         Raises:
-            ValueError: If the mask holds an id that has no class.
+            ValueError: If the mask holds an id or a color that has no class, or if it
+                can be read as ids and as colors, with different classes.
         """
-        # All ids beyond the table share its last entry, which is unknown.
-        ids = np.minimum(mask, np.int32(len(self._classes) - 1))
-        if not self._known[ids].all():
-            self._raise_unknown(np.unique(mask).tolist(), name)
-        return self._classes[ids]
+        found = []
+        if colors is not None and self._colors:
+            packed = _pack(np.moveaxis(colors.astype("int32"), -1, 0))  # (H, W)
+            found.append(self._colors.find(packed))
+        if mask is not None and self._ids:
+            found.append(self._ids.find(mask))
+        whole = [classes for classes, known in found if known.all()]
+        if not whole:
+            self._raise_unknown(mask, colors, name)
+        if len(whole) == 2 and (whole[0] != whole[1]).any():
+            raise ValueError(
+                "A mask must not be readable as ids and as colors with different "
+                "meanings. Pass Labels with a `label_map` whose keys are only ids, or "
+                f"only RGB tuples. Received: mask {name}"
+            )
+        return whole[0]
 
-    def _raise_unknown(self, found, name):
-        """Raise the error about those of the `found` ids that are unknown."""
-        ids = range(len(self._known))
-        wrong = [id_ for id_ in found if id_ not in ids or not self._known[id_]]
-        listed = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+    def _raise_unknown(self, mask, colors, name):
+        """Raise the error about the ids or colors of a mask that have no class."""
+        last, fix = self.num_classes - 1, "Correct the masks, or add them to the map."
         if self.label_map is not None:
-            allowed = "the ids of the label map"
-            fix = "Correct the masks, or add the ids to the map."
+            allowed = "the keys of the label map"
         else:
-            last = self.num_classes - 1
             allowed = f"the ids 0 to {last} and the ignored ids {self.ignored}"
             fix = "Correct the masks, `num_classes` or `ignore_class`."
-            if set(found) <= {0, 255}:
+            if self._colors:
+                allowed += ", or the colors of `labels`"
+        as_colors = colors is not None and (mask is None or self.by_color)
+        if as_colors:
+            found, counts = np.unique(
+                _pack(np.moveaxis(colors.astype("int32"), -1, 0)), return_counts=True
+            )
+            known = self._colors.find(found)[1]
+            values = [(i >> 16, (i >> 8) & 255, i & 255) for i in found.tolist()]
+            if not self._colors:
+                fix = (
+                    "For color-coded masks, pass labels=keras_segadapter.data.Labels("
+                    "names, {(r, g, b): class, ...}) or a file of classes with their "
+                    "colors to Labels.from_file (--labels on the command line)."
+                )
+        else:
+            found, counts = np.unique(mask, return_counts=True)
+            known = self._ids.find(found)[1]
+            values = found.tolist()
+            if self.label_map is None and set(values) <= {0, 255}:
                 fix = BLACK_AND_WHITE
+        if str(name).lower().endswith((".jpg", ".jpeg")):
+            fix += " JPEG files change their values: use PNG files, from the source."
+        wrong = [
+            f"{value} ({count:,} pixels)"
+            for value, count, is_known in zip(values, counts, known, strict=True)
+            if not is_known
+        ]
+        listed = ", ".join(wrong[:10]) + (", ..." if len(wrong) > 10 else "")
         raise ValueError(
-            f"Masks must hold only {allowed}. {fix} Received: mask {name} with the ids "
-            f"{listed}"
+            f"Masks must hold only {allowed}. {fix} Received: mask {name} with the "
+            f"{'colors' if as_colors else 'ids'} {listed}"
         )
+
+
+class _Lookup:
+    """Classes of integers, found by their places in an array."""
+
+    def __init__(self, classes):
+        self.low = min([0, *classes]) - 1  # whose entry stays unknown
+        size = max(classes, default=0) - self.low + 2  # as does the last
+        self.known, self.classes = np.zeros(size, bool), np.zeros(size, "int32")
+        for key, class_ in classes.items():
+            self.known[key - self.low], self.classes[key - self.low] = True, class_
+        self.count = len(classes)
+
+    def __len__(self):
+        return self.count
+
+    def find(self, ids):
+        """Return the classes of ids, int32, and whether each has one."""
+        ids = ids.astype(np.promote_types(ids.dtype, "int32"))
+        places = np.clip(ids, self.low, self.low + len(self.known) - 1) - self.low
+        return self.classes[places], self.known[places]
+
+
+def _pack(color):
+    """Return red, green and blue, integers or arrays of them, as one integer."""
+    r, g, b = color
+    return (r << 16) | (g << 8) | b

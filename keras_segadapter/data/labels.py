@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_segadapter.data.label_files import read_rows
 from keras_segadapter.validation import check_integer, check_num_classes
 from keras_segadapter.visualization import palette
 
@@ -16,27 +17,29 @@ VOID = 255
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labels:
-    """The classes of a dataset and how the ids in its masks map to them.
+    """The classes of a dataset and how the pixels of its masks map to them.
 
     Those of known datasets are ready-made: `ADE20K`, `CITYSCAPES`, `COCO_STUFF`,
-    `OXFORD_PETS` and `PASCAL_VOC`.
+    `OXFORD_PETS` and `PASCAL_VOC`. `BINARY` is for black-and-white masks of 0 and 255.
 
     Args:
         class_names: List of at least 2 strings. Names of the classes 0, 1, 2, ...
         label_map: Dict from every id that a mask may hold to its class, or to an
-            ignored id such as 255; None if masks already hold classes. Defaults to
-            `None`.
+            ignored id such as 255. Its keys are RGB tuples if masks are color-coded.
+            Several keys may lead to one class. Defaults to `None`: masks already hold
+            classes, and pictures in RGB may hold the `colors`.
         colors: RGB colors for pictures, uint8 `(num_classes, 3)`, or None. Defaults to
-            `None`: those of `visualization.palette`, or none with more than 256
-            classes.
+            `None`: those in `label_map`, else those of `visualization.palette`, or none
+            with more than 256 classes.
 
     Attributes:
         num_classes: Number of classes.
 
     Raises:
         TypeError: If `class_names` is not a list, or `label_map` is not a dict.
-        ValueError: If there are fewer than 2 names, if an id is not an integer of at
-            least 0, or if there is not one color per class.
+        ValueError: If there are fewer than 2 names, if a key of `label_map` is neither
+            an integer of at least 0 nor an RGB tuple, or if there is not one color per
+            class.
 
     Example:
 
@@ -47,6 +50,8 @@ class Labels:
     # ('road', 'sidewalk') [128  64 128]
     road = Labels(["other", "road"], label_map={0: 255, 1: 0, 2: 1, 3: 1})
     print(road.num_classes)  # 2
+    coded = Labels(["other", "road"], label_map={(0, 0, 0): 0, (128, 64, 128): 1})
+    print(coded.colors[1])  # [128  64 128]
     ```
     """
 
@@ -55,23 +60,27 @@ class Labels:
     colors: np.ndarray | None = None
 
     def __post_init__(self):
-        names = self.class_names
+        names, label_map, colors = self.class_names, self.label_map, self.colors
         if not isinstance(names, (list, tuple)):
             raise TypeError(
                 "`class_names` must be a list with one name per class. Received: "
                 f"class_names={names!r}"
             )
         check_num_classes(len(names))
-        if self.label_map is not None and not isinstance(self.label_map, dict):
-            raise TypeError(
-                "`label_map` must be a dict from ids to classes, or None. Received: "
-                f"label_map={self.label_map!r}"
-            )
-        for id_ in self.label_map or ():
-            check_integer("id in label_map", id_, 0)
-        colors = self.colors
+        if label_map is not None:
+            if not isinstance(label_map, dict):
+                raise TypeError(
+                    "`label_map` must be a dict from ids or colors to classes, or None."
+                    f" Received: label_map={label_map!r}"
+                )
+            label_map = {_checked_key(key): id_ for key, id_ in label_map.items()}
+        # The colors of masks that hold ids, if the user gave them and not the palette.
+        mask_colors = colors if label_map is None else None
         if colors is None and len(names) <= 256:
             colors = palette(len(names))
+            for key, class_ in reversed((label_map or {}).items()):
+                if isinstance(key, tuple) and class_ in range(len(names)):
+                    colors[class_] = key
         if colors is not None:
             colors = np.asarray(colors, "uint8")
             if colors.shape != (len(names), 3):
@@ -80,11 +89,82 @@ class Labels:
                     f"classes. Received: colors of shape {colors.shape}"
                 )
         object.__setattr__(self, "class_names", tuple(names))
+        object.__setattr__(self, "label_map", label_map)
         object.__setattr__(self, "colors", colors)
+        object.__setattr__(self, "_has_mask_colors", mask_colors is not None)
 
     @property
     def num_classes(self):
         return len(self.class_names)
+
+    @property
+    def keys(self):
+        """Dict from all ids and RGB tuples with a meaning in masks to classes.
+
+        Without a label map, these are the colors that were passed, and no ids.
+        """
+        if not self._has_mask_colors:
+            return self.label_map or {}
+        colors = [tuple(color) for color in self.colors.tolist()]
+        once = (color for color in colors if colors.count(color) == 1)
+        return {color: colors.index(color) for color in once}
+
+    @classmethod
+    def from_file(cls, path):
+        """Read the classes of a dataset from a file.
+
+        A CSV file has a header, with a column `name` and, for color-coded masks, `r`,
+        `g` and `b`, or, if masks hold ids other than the numbers of the rows, `id`. A
+        JSON file has a list of objects with such a `name`, `color` and `id`, or a dict
+        from names to colors or ids. A text file has a name per line, and perhaps an RGB
+        color. The order of the names is that of the classes. Rows of one name make one
+        class; those named `void`, `unlabeled`, `unlabelled`, `ignore` or `ignored` are
+        ignored.
+
+        Args:
+            path: Path of a `.csv`, `.json` or `.txt` file.
+
+        Returns:
+            `Labels`.
+
+        Raises:
+            ValueError: If the file is not as described.
+        """
+        rows = read_rows(path)
+        names = list(dict.fromkeys(name for name, *_ in rows if not _is_void(name)))
+        # 255 may be a class where there are many.
+        void = VOID if len(names) <= VOID else 2**16 - 1
+        label_map = {}
+        numbered = all(color is None and id_ is None for _, color, id_ in rows)
+        for number, (name, color, id_) in enumerate(rows):
+            class_ = void if _is_void(name) else names.index(name)
+            for key in (color, number if numbered else id_):
+                if key is not None and label_map.setdefault(key, class_) != class_:
+                    raise ValueError(
+                        "A color or an id can belong to one class only. Correct the "
+                        f"file. Received: {path} with {key} twice"
+                    )
+        in_order = label_map == dict(enumerate(range(len(names))))
+        return cls(names, None if in_order else label_map)
+
+
+def _checked_key(key):
+    """Return a key of a label map as an integer, or as a tuple of three."""
+    if isinstance(key, (tuple, list)) and len(key) == 3:
+        key = tuple(check_integer("color in label_map", value, 0) for value in key)
+        if max(key) < 256:
+            return key
+    elif check_integer("id in label_map", key, 0) < 2**24:
+        return int(key)
+    raise ValueError(
+        "A key of `label_map` must be an id below 16777216, or an RGB tuple of three "
+        f"integers in 0..255. Received: {key}"
+    )
+
+
+def _is_void(name):
+    """Return whether a name says that its pixels belong to no class."""
+    return name.lower() in ("void", "unlabeled", "unlabelled", "ignore", "ignored")
 
 
 def _names(text):
@@ -207,3 +287,6 @@ PASCAL_VOC = Labels(
 
 # In the trimaps, 1 is the pet, 2 the background, and 3 the border between them.
 OXFORD_PETS = Labels(("pet", "background"), {1: 0, 2: 1, 3: VOID})
+
+# Black-and-white masks, as picture editors save them.
+BINARY = Labels(("background", "object"), {0: 0, 255: 1})

@@ -1,72 +1,228 @@
-"""Images and masks read from picture files."""
+"""Images and masks as arrays, from picture files and back."""
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
+
+from keras_segadapter.data.decoding import decode, suffix_of
+
+# What the names of files that can be read end with.
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".npy")
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by the number of channels
 
 
-def read_image(path):
-    """Return a picture file of any mode as an RGB image, uint8 `(H, W, 3)`.
+def read_image(path, channels=3):
+    """Read an image file.
+
+    Args:
+        path: Path of the file.
+        channels: Integer of at least 1. Number of channels: 1 for gray, 3 for RGB and 4
+            for RGBA; others are those of a TIFF file with as many bands, or of a `.npy`
+            file `(H, W, channels)`. Defaults to `3`.
+
+    Returns:
+        Image `(H, W, channels)`. Pictures of 1, 3 or 4 channels become uint8, as in
+        `picture_pixels`. Other TIFF files, and all `.npy` files, keep their values, as
+        uint8 or uint16, or else as float32.
 
     Raises:
-        ValueError: If the file cannot be read.
+        ImportError: If tifffile is needed and not installed.
+        ValueError: If the file cannot be read or has another number of channels.
     """
-    picture = _open(path, "image")
-    if picture.mode.startswith("I"):  # of 16 bits, keep the upper eight
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype("uint8"))
-    if picture.mode == "P":
+    image = decode(path, "image", as_array=channels not in _MODES)
+    if isinstance(image, Image.Image):
+        return picture_pixels(image, channels)
+    image = _channels_last(image, channels, path)
+    if channels in _MODES and suffix_of(path) != ".npy":
+        return _eight_bits(image, path)
+    return image if image.dtype in ("uint8", "uint16") else image.astype("float32")
+
+
+def picture_pixels(picture, channels=3):
+    """Return the pixels of a Pillow picture of any mode.
+
+    The picture is turned as its EXIF orientation says. Of 16 bits, the upper 8 are
+    kept. Numbers of 32 bits must be pixels already. Of an animation, the current frame
+    is taken.
+
+    Args:
+        picture: `PIL.Image.Image`.
+        channels: Integer. 1 for gray, 3 for RGB, or 4 for RGBA. Defaults to `3`.
+
+    Returns:
+        Image, uint8 `(H, W, channels)`.
+
+    Raises:
+        ValueError: If `channels` is another number, or if numbers of 32 bits are not
+            all in 0..255, or are all in 0..1.
+    """
+    if channels not in _MODES:
+        raise ValueError(
+            "A Pillow picture can become an image of 1, 3 or 4 channels. Pass a NumPy "
+            f"array of shape (height, width, {channels}) in its place. Received: "
+            f"channels={channels}, picture of mode {picture.mode}"
+        )
+    name = getattr(picture, "filename", "") or f"a picture of mode {picture.mode}"
+    # Before Pillow 11, PNG files of 16 bits were pictures of 32 bits.
+    is_deep = picture.mode == "I" and picture.format == "PNG"
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode[0] in "IF":
+        values = np.asarray(picture, "uint16" if is_deep else None)
+        picture = Image.fromarray(_eight_bits(values, name))
+    elif picture.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        picture = ImageCms.profileToProfile(picture, lab, rgb, outputMode="RGB")
+    elif picture.mode in ("P", "PA"):
         # Pillow warns when palette colors with transparency go straight to RGB.
         picture = picture.convert("RGBA")
-    return np.asarray(picture.convert("RGB"))  # (H, W, 3)
+    pixels = np.asarray(picture.convert(_MODES[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)  # (H, W, C)
 
 
 def read_mask(path):
-    """Return the ids in a grayscale or palette picture, uint8 or int32 `(H, W)`.
+    """Read a mask file.
+
+    Returns:
+        Ids `(H, W)`, uint8 or int32; or, of an RGB picture that is not gray, colors,
+        uint8 `(H, W, 3)`.
 
     Raises:
-        ValueError: If the file cannot be read or does not hold ids.
+        ImportError: If tifffile is needed and not installed.
+        ValueError: If the file cannot be read or holds neither.
     """
-    picture = _open(path, "mask")
-    mask = np.asarray(picture)  # the indices, where the picture has a palette
-    if picture.mode in ("RGB", "RGBA"):
-        if (mask[..., :1] != mask[..., 1:3]).any():
+    ids, colors = read_ids_and_colors(path)
+    return colors if ids is None else ids
+
+
+def read_ids_and_colors(path, by_color=False):
+    """Read a mask file whose pixels may stand for ids or for colors.
+
+    Args:
+        path: Path of the file.
+        by_color: Boolean. Whether all pictures of 8 bits hold colors, even gray ones.
+            Defaults to `False`.
+
+    Returns:
+        Tuple of ids `(H, W)`, uint8 or int32, or None, and of colors, uint8
+        `(H, W, 3)`, or None. Palette pictures, and RGB pictures that are gray, have
+        both if not `by_color`.
+
+    Raises:
+        ImportError: If tifffile is needed and not installed.
+        ValueError: If the file cannot be read or holds neither.
+    """
+    mask, colors = decode(path, "mask"), None
+    if isinstance(mask, Image.Image):
+        picture = ImageOps.exif_transpose(mask)
+        mode, mask = picture.mode, np.asarray(picture)
+        if mode in ("CMYK", "YCbCr", "HSV", "LAB"):
             raise ValueError(
-                "Masks must hold class ids, not colors. Convert the colors to ids and "
-                f"save them as a grayscale PNG. Received: {path} of mode {picture.mode}"
+                "Masks must hold class ids, or RGB colors. Save the ids as a grayscale "
+                f"PNG. Received: {path} of mode {mode}"
             )
-        mask = mask[..., 0]  # (H, W)
-    elif picture.mode == "LA":
-        mask = mask[..., 0]
-    elif picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
+        if mode in ("P", "PA") or (by_color and mode in ("1", "L", "LA")):
+            colors = np.asarray(picture.convert("RGBA"))[..., :3]
+        if mode in ("LA", "PA"):
+            mask = mask[..., 0]  # (H, W)
+    if mask.ndim == 3 and mask.shape[2] in (3, 4) and mask.dtype == "uint8":
+        colors = mask[..., :3]  # (H, W, 3)
+        is_gray = (colors[..., :1] == colors[..., 1:]).all()
+        mask = colors[..., 0] if is_gray else None
+    if mask is None or (by_color and colors is not None):
+        return None, colors
+    return _integers(mask, path), colors
+
+
+def write_mask(path, labels):
+    """Write class ids to a PNG file, of 8 bits if they are below 256, else of 16.
+
+    Args:
+        path: Path of the file, which must end in `.png`.
+        labels: Integers from 0 to 65535, `(H, W)`.
+
+    Raises:
+        ValueError: If `path` or `labels` is not as described.
+    """
+    labels = np.asarray(labels)
+    if suffix_of(path) != ".png":
         raise ValueError(
-            "Masks must hold class ids, one integer per pixel. Save the ids as a "
-            f"grayscale PNG. Received: {path} of mode {picture.mode}"
+            "A mask must be written to a .png file, which keeps its ids. Received: "
+            f"path={str(path)!r}"
         )
-    return mask.astype("int32" if picture.mode.startswith("I") else "uint8")
-
-
-def resize_image(image, size):
-    """Resize an image `(H, W, 3)` to `size`, (height, width), by interpolation."""
-    return _resize(image, size, Image.Resampling.BILINEAR)
-
-
-def resize_mask(mask, size):
-    """Resize a mask `(H, W)` to `size`, (height, width), by the nearest pixel."""
-    return _resize(mask, size, Image.Resampling.NEAREST)
-
-
-def _open(path, kind):
-    """Read a whole picture file, turned as its EXIF orientation says."""
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
-    except Exception as error:  # Pillow's decoders raise errors of all kinds
+    has_ids = labels.ndim == 2 and labels.dtype.kind in "iu" and labels.size
+    if not has_ids or labels.min() < 0 or labels.max() > 65535:
         raise ValueError(
-            f"The {kind} cannot be read: {error}. Replace the file, or remove both the "
-            f"image and its mask. Received: {path}"
-        ) from error
+            "`labels` must hold one integer id from 0 to 65535 per pixel, (height, "
+            f"width). Received: labels of shape {labels.shape} and dtype {labels.dtype}"
+        )
+    dtype = "uint8" if labels.max() < 256 else "uint16"
+    Image.fromarray(labels.astype(dtype)).save(path)
 
 
-def _resize(array, size, resampling):
-    """Resize an array `(H, W)` or `(H, W, 3)` to `size`, (height, width)."""
-    height, width = size
-    return np.asarray(Image.fromarray(array).resize((width, height), resampling))
+def _channels_last(image, channels, path):
+    """Return an array as an image `(H, W, channels)`.
+
+    Raises:
+        ValueError: If it is not numeric or has another shape.
+    """
+    if image.ndim == 2:
+        image = image[..., None]
+    elif image.ndim == 3 and image.shape[2] != channels == image.shape[0]:
+        image = np.moveaxis(image, 0, 2)  # from bands or pages
+    if image.dtype.kind not in "biuf" or image.ndim != 3 or image.shape[2] != channels:
+        raise ValueError(
+            f"The image must hold numbers of shape (height, width, {channels}). Correct"
+            " `channels` (--channels on the command line) or the file. Received: "
+            f"channels={channels}, {path} of shape {image.shape} and dtype "
+            f"{image.dtype}"
+        )
+    return image
+
+
+def _eight_bits(values, name):
+    """Return the values of an image as uint8.
+
+    Raises:
+        ValueError: If they are neither integers of 8 or 16 bits nor pixels.
+    """
+    if values.dtype == "uint8":
+        return values
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return (values >> 8).astype("uint8")
+    low, high = values.min(), values.max()
+    # Any comparison with NaN is false.
+    if not (low >= 0 and high <= 255) or 0 < high <= 1:
+        raise ValueError(
+            "An image of signed integers, floats or 32 bits must hold pixels in 0..255."
+            " Scale its values and save it with 8 bits, or save it as a .npy file, "
+            f"which keeps its values. Received: {name} of dtype {values.dtype} with "
+            f"values in {low:g}..{high:g}"
+        )
+    return np.rint(values).astype("uint8")
+
+
+def _integers(values, path):
+    """Return the ids `(H, W)` in an array, as uint8 or int32.
+
+    Raises:
+        ValueError: If they are not integers of this shape.
+    """
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "biuf" or not values.size:
+        raise ValueError(
+            "A mask must hold one integer id per pixel, (height, width), or RGB colors "
+            "of 8 bits. Turn one-hot masks into ids with numpy.argmax(mask, axis=-1). "
+            f"Received: {path} of shape {values.shape} and dtype {values.dtype}"
+        )
+    if values.dtype.kind == "f":
+        fractions = np.count_nonzero(~np.isfinite(values) | (values != np.rint(values)))
+        if fractions:
+            raise ValueError(
+                "A mask must hold integer ids. Save it again without interpolation or "
+                f"scaling. Received: {path} with {fractions:,} pixels that are not "
+                "integers"
+            )
+    if values.dtype in ("bool", "uint8"):
+        return values.astype("uint8")
+    return np.clip(values.astype("int64"), -(2**31), 2**31 - 1).astype("int32")

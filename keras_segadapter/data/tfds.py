@@ -5,7 +5,7 @@ import numpy as np
 from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.label_table import LabelTable
 from keras_segadapter.data.labels import CITYSCAPES, OXFORD_PETS
-from keras_segadapter.data.reading import resize_image, resize_mask
+from keras_segadapter.data.resizing import resize_image, resize_mask
 from keras_segadapter.validation import check_integer, check_size
 
 KNOWN = {"cityscapes": CITYSCAPES, "oxford_iiit_pet": OXFORD_PETS}
@@ -21,7 +21,7 @@ def open_tfds(
     augmentation=None,
     num_classes=None,
     batch_size=8,
-    ignore_class=255,
+    ignore_class="auto",
     labels=None,
     features=None,
     shuffle=False,
@@ -55,8 +55,9 @@ def open_tfds(
             another dataset hold the ids 0 to `num_classes - 1`. Defaults to `None`.
         batch_size: Integer of at least 1. Number of images per batch; the last batch
             may be smaller. Defaults to `8`.
-        ignore_class: Integer, list of integers, or None. Ids that masks may hold
-            besides the classes. Defaults to `255`.
+        ignore_class: Integer, list of integers, None, or `"auto"`. Ids that masks may
+            hold besides the classes. Defaults to `"auto"`: 255, or none with more than
+            255 classes.
         labels: `Labels` of the masks of another dataset, or None. Defaults to `None`.
         features: Tuple of strings, `(image, mask)`, or None. Names of the features.
             Defaults to `None`: the only picture with three channels and the only one
@@ -78,8 +79,8 @@ def open_tfds(
 
     Raises:
         ImportError: If tensorflow-datasets is not installed.
-        TypeError: If `ignore_class` is neither None, an integer nor a list of integers,
-            `labels` is not `Labels`, or `augmentation` is not an `Augmentation`.
+        TypeError: If `ignore_class` is not as described, `labels` is not `Labels`, or
+            `augmentation` is not an `Augmentation`.
         ValueError: If an argument is not as described, or if the dataset does not have
             one image and one mask. A mask with an id that has no class stops the
             reading with TensorFlow's `InvalidArgumentError`, which names the id.
@@ -105,9 +106,6 @@ def open_tfds(
             "Pass `image_size=(height, width)`, or `augmentation` for training. "
             "Received: image_size=None"
         )
-    if augmentation is not None:
-        check_augmentation(augmentation, image_size, ignore_class)
-    size = image_size or augmentation.crop_size
     try:
         import tensorflow as tf
         import tensorflow_datasets as tfds
@@ -118,6 +116,11 @@ def open_tfds(
         ) from error
     builder = tfds.builder(name, data_dir=data_dir)
     table = _table(builder.name, num_classes, labels, ignore_class)
+    if augmentation is not None:
+        check_augmentation(
+            augmentation, image_size, table.ignore_class, table.num_classes
+        )
+    size = image_size or augmentation.crop_size
     image_name, mask_name = _choose_features(
         builder.info.features, features, tfds.features.Image
     )
@@ -135,7 +138,7 @@ def open_tfds(
             image, classes = resize_image(image, size), resize_mask(classes, size)
         else:
             rng = np.random.default_rng([seed, epoch, index])
-            image, classes = augmentation(image, classes, rng, ignore_class)
+            image, classes = augmentation(image, classes, rng, table.ignored)
         return image, classes.astype(table.dtype)
 
     def one_pass(_):
@@ -165,7 +168,7 @@ def open_tfds(
         data = data.apply(tf.data.experimental.assert_cardinality(len(stored)))
     data = data.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     data.epoch = 0
-    data.num_classes, data.ignore_class = table.num_classes, ignore_class
+    data.num_classes, data.ignore_class = table.num_classes, table.ignore_class
     data.class_names, data.colors = table.class_names, table.colors
     return data
 
