@@ -65,7 +65,7 @@ def find_pairs(folder, split=None, images=None, masks=None):
         if wanted and own:
             _choose(wanted, [split_of(own[0])], folder)
         elif wanted:
-            pairs = _divide(pairs, wanted, folder)
+            pairs = divide(pairs, wanted, folder)
     elif folder.is_dir():
         pairs = _search(folder, wanted, images, masks)
     else:
@@ -121,7 +121,7 @@ def _search(folder, wanted, images, masks):
                 f"Received: {received}"
             )
     pairs = [pair for match in matches.values() for pair in match.pairs]
-    return _divide(pairs, wanted, folder) if wanted and undivided else pairs
+    return divide(pairs, wanted, folder) if wanted and undivided else pairs
 
 
 def _choose(wanted, splits, folder):
@@ -143,7 +143,7 @@ def _choose(wanted, splits, folder):
     )
 
 
-def _divide(pairs, split, folder):
+def divide(pairs, split, folder):
     """Return the first 80 % of the sorted pairs for "train", the rest for "val".
 
     Neighboring names are often frames of one film, so the parts are not random.
