@@ -1,79 +1,271 @@
 """Preprocessing of images as a layer in front of the backbone."""
 
 import keras
+import numpy as np
 from keras import layers
 
-# How the weights of keras.applications were trained, by the names that it gives its
-# models: on BGR with the mean subtracted, or on RGB scaled to [-1, 1]. Everything else
-# gets ImageNet's mean and standard deviation, as in the paper, torchvision, timm and
-# most of keras-hub's presets.
-_BGR = ("resnet50", "resnet101", "resnet152", "vgg16", "vgg19")
-_MINUS_ONE_TO_ONE = (
-    "resnet50v2",
-    "resnet101v2",
-    "resnet152v2",
-    "mobilenet_",
-    "mobilenetv2_",
-    "xception",
-    "inception_v3",
-    "inception_resnet_v2",
-    "nasnet",
-    "NASNet",
-)
-_BGR_MEAN = (103.939, 116.779, 123.68)
-# Mean and standard deviation of RGB in 0..255.
-_IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_CLIP = ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323))
-_HALF = ([127.5] * 3, [127.5] * 3)
-_ZERO_TO_ONE = ([0.0] * 3, [255.0] * 3)
-_KERAS_HUB = {  # by class
-    "ViTBackbone": _HALF,
-    "SigLIPVisionEncoder": _HALF,
-    "CLIPVisionEncoder": _CLIP,
-    "MetaCLIP2VisionEncoder": _CLIP,
-    "ViTDetBackbone": _ZERO_TO_ONE,  # it applies ImageNet's by itself
+from keras_segadapter.backbones.mit import EfficientSelfAttention
+from keras_segadapter.graph.probe import PROBE_SIZE
+from keras_segadapter.graph.replay import as_functional, record
+
+# Means and standard deviations of RGB in 0..255, by the name that the layer gets.
+_SCALES = {
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "clip": ((122.771, 116.746, 104.094), (68.501, 66.632, 70.323)),
+    "minus_one_to_one": (127.5, 127.5),
+    "zero_to_one": (0.0, 255.0),
+    "efficientnetv2": (128.0, 128.0),  # sizes S, M and L
 }
+_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+
+# How the weights of keras.applications were trained, by names of layers that come early
+# in each family. Models that are renamed, nested or cut keep them. (A VGG cut out of
+# keras-hub's or keras-cv's has the same layers and can't be told from this one.)
+_BY_LAYERS = (
+    ({"conv1_pad", "conv1_bn", "conv2_block1_1_conv"}, "caffe"),  # ResNet
+    ({"conv1_pad", "conv2_block1_preact_bn"}, "minus_one_to_one"),  # ResNetV2
+    ({"block1_conv1", "block1_conv2", "block1_pool"}, "caffe"),  # VGG
+    ({"block1_conv1_bn", "block2_sepconv1"}, "minus_one_to_one"),  # Xception
+    ({"conv1", "conv_dw_1"}, "minus_one_to_one"),  # MobileNet
+    ({"Conv1", "expanded_conv_depthwise"}, "minus_one_to_one"),  # MobileNetV2
+    ({"conv", "expanded_conv_depthwise"}, "minus_one_to_one"),  # MobileNetV3
+    ({"mixed0"}, "minus_one_to_one"),  # InceptionV3
+    ({"mixed_5b"}, "minus_one_to_one"),  # InceptionResNetV2
+    ({"stem_conv1", "reduction_conv_1_stem_1"}, "minus_one_to_one"),  # NASNet
+    ({"conv1_conv", "conv2_block1_0_bn"}, "imagenet"),  # DenseNet
+)
+# The same for keras-hub, by classes of its models and of their first layers.
+_KERAS_HUB = {
+    "XceptionBackbone": "minus_one_to_one",
+    "ViTBackbone": "minus_one_to_one",
+    "ViTPatchingAndEmbedding": "minus_one_to_one",
+    "SigLIPVisionEncoder": "minus_one_to_one",
+    "SigLIPVisionEmbedding": "minus_one_to_one",
+    "CLIPVisionEncoder": "clip",
+    "CLIPVisionEmbedding": "clip",
+    "MetaCLIP2VisionEncoder": "clip",
+    "MetaCLIP2VisionEmbedding": "clip",
+}
+
+# Layers of keras and keras-cv that move or mix pixels at random, by class. Those that
+# change colors or erase pixels leave the mask as it is.
+_MOVES_PIXELS = {
+    *("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomCrop"),
+    *("RandomShear", "RandomPerspective", "RandomElasticTransform", "MixUp", "CutMix"),
+    *("AugMix", "RandAugment", "RandomCropAndResize", "RandomlyZoomedCrop"),
+    *("RandomAspectRatio", "JitteredResize", "Mosaic", "FourierMix"),
+}
+
+_GRAYS = (64, 192)  # probe images
+_MOST_GAIN = 1.5  # Arithmetic that makes differences larger expects pixels in 0..1.
+
+
+def check_backbone(backbone):
+    """Validate that no layer of a backbone moves or mixes pixels at random.
+
+    Raises:
+        ValueError: If one does: images would be changed and masks would not.
+    """
+    for layer in _layers_inside(backbone):
+        moves = _class_names(layer) & _MOVES_PIXELS
+        if moves:
+            raise ValueError(
+                "A backbone must not move or mix pixels at random, since the mask "
+                "would stay as it is. Augment images and masks together, with "
+                "keras_segadapter.data.Augmentation, and leave the layer out of the "
+                f"backbone. Received: backbone='{backbone.name}' with the layer "
+                f"'{layer.name}' ({min(moves)})"
+            )
 
 
 def default_preprocessing(backbone):
     """Return a layer that turns RGB in 0..255 into what `backbone` expects.
 
-    It is an `Identity` if the backbone normalizes by itself (it holds a `Rescaling` or
-    `Normalization` layer, like EfficientNet, MobileNetV3 and ConvNeXt of
-    keras.applications) or if its input has more or fewer than three channels. Other
-    families of keras.applications are recognized by their names, those of keras-hub by
-    their class; those of keras-cv take 0..1. Everything else gets ImageNet's mean and
-    standard deviation (paper, section 5).
+    It is an `Identity` if the backbone normalizes by itself (see `normalizes`), as
+    EfficientNet, MobileNetV3 and ConvNeXt of keras.applications do, or if its input has
+    more or fewer than three channels. Other families of keras.applications are
+    recognized by the names of their layers, those of keras-hub by classes; models of
+    keras-cv take 0..1. Everything else gets ImageNet's mean and standard deviation, as
+    in the paper (section 5), torchvision, timm and most of keras-hub's presets. Where
+    the backbone's needs are not known, a printed line says what was chosen. The name of
+    the layer tells it too.
     """
-    (image,) = keras.tree.flatten(backbone.input)
-    normalizes = any(
-        isinstance(layer, (layers.Rescaling, layers.Normalization))
-        for layer in _layers_inside(backbone)
+    channels = backbone.inputs[0].shape[-1]
+    normalized, gain = _front(backbone)
+    if gain > _MOST_GAIN:
+        choice, why = "zero_to_one", None
+    elif normalized:
+        choice, why = "none", None
+    elif channels != 3:
+        choice, why = "none", f"not normalized, because they have {channels} channels"
+    else:
+        choice, why = _family(backbone), None
+    if choice is None:
+        choice = "imagenet"
+        why = (
+            "normalized by ImageNet's mean and standard deviation, because "
+            "keras_segadapter does not know what it expects"
+        )
+    if why:
+        print(
+            f"Images for the backbone '{backbone.name}' are {why}. To change this, "
+            "pass a layer as preprocessing=, such as keras.layers.Rescaling(1 / 255)."
+        )
+    return _scaling(choice)
+
+
+def normalizes(backbone):
+    """Return whether a backbone takes pixels in 0..255 and scales them by itself.
+
+    It does if it begins with a normalization layer, or if arithmetic without weights
+    (`preprocess_input`, a `Rescaling` or `Lambda` layer) changes the value of a gray
+    image before the first weights. Padding, resizing, casts, dropout and swapped
+    channels don't.
+    """
+    normalized, gain = _front(backbone)
+    return normalized and not gain > _MOST_GAIN
+
+
+def _front(backbone):
+    """Return what happens to pixels before a backbone's first weights.
+
+    Returns:
+        Whether they are normalized, and the factor by which that multiplies their
+        differences.
+    """
+    backbone = as_functional(backbone)
+    (image,) = backbone.inputs
+    shape = [1 if image.shape[0] is None else image.shape[0]]
+    shape += [side or PROBE_SIZE for side in image.shape[1:]]
+    found, normalized = [], False
+    for gray in _GRAYS:
+        arrived = []
+        pixels = keras.ops.full(shape, gray, dtype=image.dtype)
+        outputs, norm = _follow(backbone, pixels, arrived)
+        normalized = normalized or norm
+        arrived += [output for output in outputs if output is not None]
+        # Most of the values: padding and coordinates may be among them.
+        found.append([np.median(_array(pixels)) for pixels in arrived])
+    dark, bright = map(np.array, found)
+    changed = not np.allclose([dark, bright], np.array(_GRAYS)[:, None], rtol=0.01)
+    gains = np.abs(bright - dark) / (_GRAYS[1] - _GRAYS[0])
+    return normalized or changed, np.max(gains, initial=0)
+
+
+def _follow(model, pixels, arrived):
+    """Follow pixels through a model, up to its first weights.
+
+    Args:
+        model: A functional model with one input.
+        pixels: Tensor for its input.
+        arrived: List to which the tensors are added that calls with weights receive.
+
+    Returns:
+        List of the model's outputs, None for those that depend on weights, and whether
+        the pixels pass a normalization layer.
+    """
+    recording = record(model, training=False)
+    known, norm = {id(recording.inputs[0]): pixels}, False
+    for call in recording.calls:
+        operation, inputs = call.operation, call.inputs
+        if not all(id(tensor) in known for tensor in inputs):
+            continue
+        args, kwargs = keras.tree.map_structure(
+            lambda value: known.get(id(value), value), (call.args, call.kwargs)
+        )
+        weights = getattr(operation, "weights", ())
+        if weights and isinstance(operation, keras.Sequential):
+            inner = keras.Model(operation.inputs, operation.outputs)
+            outputs, found = _follow(inner, args[0], arrived)
+        else:
+            found = _is_normalization(operation)
+            if weights and not isinstance(operation, layers.Normalization):
+                arrived += [known[id(tensor)] for tensor in inputs]
+                outputs = [None] * len(call.outputs)
+            else:
+                outputs = keras.tree.flatten(operation(*args, **kwargs))
+        norm = norm or found
+        pairs = zip(keras.tree.flatten(call.result), outputs, strict=True)
+        known.update({id(t): output for t, output in pairs if output is not None})
+    return [known.get(id(tensor)) for tensor in recording.outputs], norm
+
+
+def _is_normalization(operation):
+    """Return whether a layer normalizes pixels, or holds a layer that is for that."""
+    norms = (
+        layers.BatchNormalization,
+        layers.GroupNormalization,
+        layers.LayerNormalization,
     )
-    if normalizes or image.shape[-1] != 3:
-        return layers.Identity(name="preprocessing")
-    if backbone.name in _BGR:
+    return isinstance(operation, norms) or any(
+        isinstance(layer, (layers.Rescaling, layers.Normalization))
+        for layer in _layers_inside(operation)
+    )
+
+
+def _family(backbone):
+    """Return how the family's weights were trained, or None if it is not known."""
+    inside = [*_layers_inside(backbone)]
+    libraries = set()
+    for layer in inside:
+        library = type(layer).__module__.split(".")[0]
+        libraries.add(library)
+        if isinstance(layer, EfficientSelfAttention):
+            return "imagenet"  # MiT
+        if library == "keras_cv" and isinstance(layer, keras.Model):
+            return "zero_to_one"  # as include_rescaling=True does there
+        if library == "keras_hub":
+            for name in _class_names(layer) & _KERAS_HUB.keys():
+                return _KERAS_HUB[name]
+    if libraries & {"keras_hub", "keras_cv"}:
+        return None  # they use some of the names of keras.applications
+    by_name = {layer.name: layer for layer in inside}
+    for names, choice in _BY_LAYERS:
+        if names <= by_name.keys():
+            return choice
+    if {"stem_conv", "block1a_project_conv"} <= by_name.keys():  # EfficientNetV2
+        small = by_name["block1a_project_conv"].filters == 16  # sizes B0 to B3
+        return "imagenet" if small else "efficientnetv2"
+    if any(name.endswith("stage_0_block_0_depthwise_conv") for name in by_name):
+        return "imagenet"  # ConvNeXt
+    return None
+
+
+def _scaling(choice):
+    """Return the layer of a choice, with a name that tells it."""
+    name = f"preprocessing_{choice}"
+    if choice == "none":
+        return layers.Identity(name=name)
+    if choice == "caffe":
         inputs = keras.Input((None, None, 3))
         flipped = keras.ops.flip(inputs, axis=-1)
-        outputs = layers.Rescaling(1.0, [-mean for mean in _BGR_MEAN])(flipped)
-        return keras.Model(inputs, outputs, name="preprocessing")
-    if backbone.name.startswith(_MINUS_ONE_TO_ONE):
-        mean, deviation = _HALF
-    elif type(backbone).__module__.startswith("keras_cv"):
-        mean, deviation = _ZERO_TO_ONE  # as include_rescaling=True does there
-    else:
-        mean, deviation = _KERAS_HUB.get(type(backbone).__name__, _IMAGENET)
-    return layers.Rescaling(
-        [1 / d for d in deviation],
-        [-m / d for m, d in zip(mean, deviation, strict=True)],
-        name="preprocessing",
-    )
+        outputs = layers.Rescaling(1.0, [-mean for mean in _CAFFE_MEAN_BGR])(flipped)
+        return keras.Model(inputs, outputs, name=name)
+    mean, deviation = map(np.array, _SCALES[choice])
+    scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
+    return layers.Rescaling(scale, offset, name=name)
 
 
-def _layers_inside(model):
-    """Yield the layers of a model and of the models nested in it."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers_inside(layer)
-        else:
-            yield layer
+def _layers_inside(layer):
+    """Yield a layer and the layers in its public attributes, at any depth."""
+    seen, stack = set(), [layer]
+    while stack:
+        layer = stack.pop()
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        yield layer
+        stack += getattr(layer, "layers", [])
+        if not isinstance(layer, keras.Model):
+            own = [name for name in dir(layer) if not hasattr(type(layer), name)]
+            parts = [getattr(layer, name) for name in own if not name.startswith("_")]
+            flat = keras.tree.flatten(parts)
+            stack += [part for part in flat if isinstance(part, keras.Layer)]
+
+
+def _class_names(layer):
+    return {kind.__name__ for kind in type(layer).__mro__}
+
+
+def _array(tensor):
+    return keras.ops.convert_to_numpy(tensor).astype("float32")
