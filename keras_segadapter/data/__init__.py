@@ -3,7 +3,7 @@
 from keras_segadapter.data.augmentation import Augmentation
 from keras_segadapter.data.coco import open_coco
 from keras_segadapter.data.folders import FolderDataset
-from keras_segadapter.data.inspection import check_folder
+from keras_segadapter.data.inspection import FolderReport, inspect_folder
 from keras_segadapter.data.labels import (
     ADE20K,
     BINARY,
@@ -27,8 +27,9 @@ __all__ = [
     "SCENE_CLASSES",
     "Augmentation",
     "FolderDataset",
+    "FolderReport",
     "Labels",
-    "check_folder",
+    "inspect_folder",
     "make_scenes",
     "open_coco",
     "open_folder",
