@@ -190,17 +190,6 @@ def test_a_nested_backbone_and_custom_preprocessing_come_back(tiny_backbone, tmp
     assert_equal([logits(model)], [logits(loaded)])
 
 
-def test_the_preprocessing_of_a_caffe_backbone_comes_back(tmp_path):
-    inputs = keras.Input((None, None, 3))
-    backbone = keras.Model(
-        inputs, keras.layers.Conv2D(4, 4, 4)(inputs), name="resnet50"
-    )
-    model = build_segmenter(backbone, K)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert_equal([logits(model)], [logits(loaded)])
-
-
 def test_what_lies_behind_the_last_tap_is_no_part_but_is_kept(tiny_backbone, tmp_path):
     backbone = tiny_backbone((4, 6, 8))
     model = build_segmenter(backbone, K, taps=ksa.find_stages(backbone)[:2])
