@@ -123,7 +123,7 @@ def open_coco(annotations, images=None, **options):
         )
     paths = _find_images([name for _, name, _ in sizes], path, images)
     masks = [
-        CocoMask(f"{path} for {name}", size, objects[id_]) for id_, name, size in sizes
+        CocoMask(f"{name} in {path}", size, objects[id_]) for id_, name, size in sizes
     ]
     order = sorted(range(len(paths)), key=paths.__getitem__)
     source = [paths[i] for i in order], [masks[i] for i in order]
@@ -145,6 +145,8 @@ class CocoMask:
 
     def __str__(self):
         return self.name
+
+    __fspath__ = __str__  # so that it can stand among the paths of files
 
     def read(self):
         """Return the class ids, int32 `(H, W)`."""

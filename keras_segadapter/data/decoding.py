@@ -10,21 +10,20 @@ _TIFF = (".tif", ".tiff")
 _BITS, _PLANES, _SAMPLE_FORMAT = 258, 284, 339
 
 
-def decode(path, kind, as_array=False):
+def decode(path, kind, channels=3):
     """Return a file as a Pillow picture, or as an array where Pillow can't read it.
 
     Args:
         path: Path of the file.
         kind: String. What errors call the file, `"image"` or `"mask"`.
-        as_array: Boolean. Whether it must be an array, which has any number of
-            channels. Defaults to `False`.
+        channels: Integer. Number of channels of an image. Defaults to `3`.
 
     Raises:
         ImportError: If tifffile is needed and not installed.
         ValueError: If the file cannot be read.
     """
-    suffix = suffix_of(path)
-    if as_array and suffix not in (".npy", *_TIFF):
+    suffix, is_array = suffix_of(path), channels not in (1, 3, 4)
+    if is_array and suffix not in (".npy", *_TIFF):
         raise ValueError(
             "Only .npy and TIFF files hold images of other than 1, 3 or 4 channels. "
             "Convert the image, or correct `channels` (--channels on the command "
@@ -33,7 +32,7 @@ def decode(path, kind, as_array=False):
     try:
         if suffix == ".npy":
             return np.load(path, allow_pickle=False)
-        picture = None if as_array else _open_picture(path, kind)
+        picture = None if is_array else _open_picture(path, kind, channels)
         return _read_tiff(path) if picture is None else picture
     except ImportError:
         raise
@@ -49,12 +48,12 @@ def suffix_of(path):
     return os.path.splitext(path)[1].lower()
 
 
-def _open_picture(path, kind):
+def _open_picture(path, kind, channels):
     """Return a file as a Pillow picture, or None for a TIFF file that it misreads."""
     is_tiff = suffix_of(path) in _TIFF
     try:
         with Image.open(path) as picture:
-            if is_tiff and _is_misread(picture):
+            if is_tiff and _is_misread(picture, channels):
                 return None
             several = len(picture.getbands()) > 1
             if kind == "mask" and several and ";16" in str(picture.tile):
@@ -69,7 +68,7 @@ def _open_picture(path, kind):
         raise
 
 
-def _is_misread(picture):
+def _is_misread(picture, channels):
     """Return whether Pillow, without an error, loses a part of a TIFF file."""
     bits = picture.tag_v2.get(_BITS, (1,))  # of each band
     in_planes = picture.tag_v2.get(_PLANES) == 2
@@ -78,8 +77,11 @@ def _is_misread(picture):
         picture.n_frames > 1
         or (bits[0] == 8 and has_sign)
         or (bits[0] != 8 and in_planes)
-        # An RGB file may have a fourth band, as RGB pictures may have transparency.
-        or (len(bits) > len(picture.getbands()) and picture.mode != "RGB")
+        # Of an RGB file with a fourth band, the first three are the RGB image.
+        or (
+            len(bits) > len(picture.getbands())
+            and (channels, picture.mode) != (3, "RGB")
+        )
     )
 
 

@@ -29,7 +29,7 @@ def read_image(path, channels=3):
         ImportError: If tifffile is needed and not installed.
         ValueError: If the file cannot be read or has another number of channels.
     """
-    image = decode(path, "image", as_array=channels not in _MODES)
+    image = decode(path, "image", channels)
     if isinstance(image, Image.Image):
         return picture_pixels(image, channels)
     image = _channels_last(image, channels, path)
