@@ -9,7 +9,7 @@ from conftest import EAGER
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.data import Augmentation, FolderDataset, check_folder
+from keras_segadapter.data import Augmentation, FolderDataset, inspect_folder
 from keras_segadapter.data.epochs import count_epochs
 
 PALETTE = np.random.default_rng(0).integers(40, 256, (256, 3), "uint8")
@@ -338,11 +338,11 @@ def test_fit_gets_new_views_in_each_epoch(folder):
     assert expected[0] != expected[1]
 
 
-def test_check_folder_reads_the_files_as_they_are(folder):
+def test_inspect_folder_reads_the_files_as_they_are(folder):
     data = FolderDataset(folder, 6, augmentation=Augmentation((64, 64)))
-    report = check_folder(data)
-    assert report["ignored"] == 0 and report["sizes"][0] == (8, 8)
-    np.testing.assert_array_equal(report["pixels"], check_folder(folder, 6)["pixels"])
+    report, plain = inspect_folder(data), inspect_folder(folder, num_classes=6)
+    assert 255 not in report.pixels and min(report.sizes) == (8, 8)
+    assert report.pixels == plain.pixels
 
 
 def test_ids_are_looked_up_first(tmp_path):

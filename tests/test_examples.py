@@ -268,9 +268,9 @@ def test_training_on_the_scenes_reaches_its_miou_in_time(tmp_path):
 def test_camvid_is_read():
     if not CAMVID.is_dir():
         pytest.skip("the street scenes are not beside this checkout")
-    report = ksa.data.check_folder(CAMVID / "val", num_classes=11)
-    assert report["images"] == 101 and report["sizes"] == [(360, 480)]
-    assert report["pixels"].min() > 0
+    report = ksa.data.inspect_folder(CAMVID / "val", num_classes=11).check()
+    assert report.images == 101 and report.sizes == {(360, 480): 101}
+    assert report.class_pixels.min() > 0
 
 
 # Edges

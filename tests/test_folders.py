@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,7 +7,7 @@ from conftest import EAGER
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.data import FolderDataset, check_folder, make_scenes
+from keras_segadapter.data import FolderDataset
 from keras_segadapter.data.epochs import count_epochs
 
 
@@ -108,25 +107,6 @@ def test_batches(tmp_path):
     assert (data.num_classes, data.ignore_class, data.epoch) == (5, [255, 254], 0)
 
 
-def test_report(tmp_path):
-    images, masks = make_scenes(3, size=(20, 30))
-    masks[0, :2] = 255
-    for i in range(3):
-        write(tmp_path / f"images/{i}.png", images[i])
-        write(tmp_path / f"masks/{i}.png", masks[i])
-    write(tmp_path / "images/3.png", images[0, :16])
-    write(tmp_path / "masks/3.png", np.full((16, 30), 3, "uint8"))
-    report = check_folder(tmp_path, 8)
-    pixels = np.bincount(masks[masks < 255], minlength=8)
-    pixels[3] += 16 * 30
-    assert report.keys() == {"images", "pixels", "ignored", "sizes"}
-    assert report["images"] == 4
-    assert report["pixels"].dtype == "int64"
-    np.testing.assert_array_equal(report["pixels"], pixels)
-    assert report["ignored"] == 60
-    assert report["sizes"] == [(16, 30), (20, 30)]
-
-
 @pytest.mark.parametrize(
     "name, value, words",
     [
@@ -151,12 +131,10 @@ def test_wrong_arguments_raise(tmp_path, name, value, words):
 
 @pytest.mark.parametrize("ignore_class", ["void", [255, None], 255.0, True], ids=repr)
 def test_wrong_ignore_class_raises(tmp_path, ignore_class):
-    words = "`ignore_class` must be None, an integer id or a list of integer ids. "
-    words = re.escape(f"{words}Received: ignore_class={ignore_class!r}")
+    words = '`ignore_class` must be "auto", None, an integer id or a list of integer '
+    words = re.escape(f"{words}ids. Received: ignore_class={ignore_class!r}")
     with pytest.raises(TypeError, match=words):
         FolderDataset(numbered(tmp_path, 2), 2, ignore_class=ignore_class)
-    with pytest.raises(TypeError, match=words):
-        check_folder(tmp_path, 2, ignore_class=ignore_class)
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.0])
@@ -165,55 +143,6 @@ def test_wrong_epoch_raises(tmp_path, epoch):
     words = f"`epoch` must be an integer of at least 0.*: epoch={epoch}$"
     with pytest.raises(ValueError, match=words):
         data.epoch = epoch
-
-
-def spoil_nothing_there(folder):
-    return folder / "nowhere"
-
-
-def spoil_file_as_folder(folder):
-    return folder / "images/000.png"
-
-
-def spoil_subfolder(folder):
-    (folder / "masks").rename(folder / "labels")
-
-
-def spoil_empty(folder):
-    for path in (folder / "images").iterdir():
-        path.rename(path.with_suffix(".tiff"))
-
-
-def spoil_mask_pair(folder):
-    (folder / "masks/001.png").unlink()
-
-
-def spoil_image_pair(folder):
-    (folder / "images/001.png").unlink()
-
-
-def spoil_stem(folder):
-    write(folder / "images/001.JPG", np.zeros((4, 6, 3), "uint8"))
-
-
-@pytest.mark.parametrize(
-    "spoil, words",
-    [
-        (spoil_nothing_there, "path of an existing folder.*folder=.*nowhere$"),
-        (spoil_file_as_folder, "path of an existing folder.*folder=.*000.png$"),
-        (spoil_subfolder, "No masks were found. Put .*masks, which does not exist$"),
-        (spoil_empty, "No images were found. Put .*images, which holds none$"),
-        (spoil_mask_pair, r"Add the mask.*images.001.png without its mask \(1 in"),
-        (spoil_image_pair, r"Add the image.*masks.001.png without its image \(1 in"),
-        (spoil_stem, "Rename or remove .*Received: .*001.JPG and .*001.png$"),
-    ],
-    ids="no-folder a-file no-masks no-images no-mask no-image same-name".split(),
-)
-@pytest.mark.parametrize("function", [FolderDataset, check_folder])
-def test_wrong_folder_raises(tmp_path, function, spoil, words):
-    folder = spoil(numbered(tmp_path, 3)) or tmp_path
-    with pytest.raises(ValueError, match=words):
-        function(folder, 3)
 
 
 def truncate(path):
@@ -270,34 +199,9 @@ def spoil_mode(folder):
 )
 def test_wrong_files_raise(tmp_path, spoil, words):
     spoil(numbered(tmp_path, 3))
-    with pytest.raises(ValueError, match=words):
-        check_folder(tmp_path, 3)
     data = FolderDataset(tmp_path, 3)  # the constructor opens no file
     with pytest.raises(ValueError, match=words):
         data[0]
-
-
-def test_first_fault_is_named(tmp_path):
-    spoil_size(numbered(tmp_path, 9))
-    write(tmp_path / "masks/007.png", np.full((4, 6), 99, "uint8"))
-    with pytest.raises(ValueError, match=r"001\.png of size"):
-        check_folder(tmp_path, 9)
-
-
-@pytest.mark.parametrize(
-    "ignore_class, words",
-    [
-        pytest.param(255, "masks in .*masks$", id="ignored"),
-        pytest.param(None, "mask .*000.png with the ids 255$", id="not ignored"),
-    ],
-)
-def test_black_and_white_masks_raise(tmp_path, ignore_class, words):
-    for i in range(2):
-        write(tmp_path / f"images/00{i}.png", np.zeros((4, 6, 3), "uint8"))
-        write(tmp_path / f"masks/00{i}.png", np.array([[0, 255] * 3] * 4, "uint8"))
-    words = f"black-and-white pictures.* 1 instead of 255. Received: {words}"
-    with pytest.raises(ValueError, match=words):
-        check_folder(tmp_path, 2, ignore_class=ignore_class)
 
 
 def test_sizes_that_differ_need_image_size(tmp_path):
@@ -392,8 +296,6 @@ def test_ids_beyond_255(tmp_path):
     masks = data[0][1]
     assert masks.dtype == "int32"
     np.testing.assert_array_equal(masks[0], ids.repeat(2, 0).repeat(2, 1))
-    report = check_folder(tmp_path, 300, ignore_class=65535)
-    assert (report["pixels"][299], report["ignored"]) == (1, 1)
 
 
 def test_exif_orientation(tmp_path):
@@ -406,7 +308,6 @@ def test_exif_orientation(tmp_path):
     images, _ = FolderDataset(tmp_path, 2)[0]
     assert images.shape == (1, 16, 8, 3)
     assert images[0, :8].mean() < 5 and images[0, 8:].mean() > 250
-    assert check_folder(tmp_path, 2)["sizes"] == [(16, 8)]
 
 
 def test_resizing_interpolates_images_but_never_masks(tmp_path):
@@ -417,28 +318,6 @@ def test_resizing_interpolates_images_but_never_masks(tmp_path):
     assert images.shape[1:3] == masks.shape[1:] == (7, 9)
     assert set(np.unique(masks)) == {0, 7}
     assert len(np.unique(images)) > 2
-
-
-def test_files_pair_by_stem(tmp_path):
-    for stem in ("b", "a", "a-b", "a.b"):
-        value = len(stem)
-        write(tmp_path / f"images/{stem}.JPG", np.full((2, 2, 3), value, "uint8"))
-        write(tmp_path / f"masks/{stem}.png", np.full((2, 2), value, "uint8"))
-    (tmp_path / "images/._a.jpg").write_text("hidden")
-    (tmp_path / "images/notes.txt").write_text("no picture")
-    data = FolderDataset(str(tmp_path), 4)
-    assert data.image_paths == sorted(data.image_paths)
-    assert [p.stem for p in data.mask_paths] == [p.stem for p in data.image_paths]
-    assert all(isinstance(p, Path) for p in data.image_paths + data.mask_paths)
-    np.testing.assert_array_equal(data[0][0][..., 0], data[0][1])
-
-
-def test_ignored_class_is_not_counted(tmp_path):
-    write(tmp_path / "images/a.png", np.zeros((1, 4, 3), "uint8"))
-    write(tmp_path / "masks/a.png", np.array([[0, 1, 1, 9]], "uint8"))
-    report = check_folder(tmp_path, 2, ignore_class=[0, 9])
-    np.testing.assert_array_equal(report["pixels"], [0, 2])
-    assert report["ignored"] == 2
 
 
 def test_order_depends_on_seed_and_epoch_only(tmp_path):
@@ -546,4 +425,3 @@ def test_numpy_integers_as_arguments(tmp_path):
 def test_image_of_one_pixel(tmp_path):
     data = FolderDataset(numbered(tmp_path, 1, size=(1, 1)), 2)
     assert data[0][0].shape == (1, 1, 1, 3)
-    assert check_folder(tmp_path, 2)["pixels"].tolist() == [1, 0]

@@ -1,6 +1,7 @@
 """Layouts of datasets: how their files are found and their ids become classes."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from keras_segadapter.data import (
     PASCAL_VOC,
     FolderDataset,
     Labels,
-    check_folder,
+    inspect_folder,
     open_folder,
 )
 
@@ -73,7 +74,7 @@ def coco_stuff(folder, endings=("", "_labelTrainIds")):
 
 def pascal_voc(folder):
     colors = np.zeros((256, 3), int)
-    colors[:21] = PASCAL_VOC.colors
+    colors[:21], colors[255] = PASCAL_VOC.colors, (224, 224, 192)
     for i in range(6):  # the last one has no mask, like most of the archive
         write_image(folder / f"JPEGImages/2007_{i}.jpg", i)
         if i < 5:
@@ -133,15 +134,20 @@ def test_images_and_masks_stay_together(tmp_path, make, labels, classes):
     assert numbers == ([0, 2, 4] if make is pascal_voc else [0, 1, 2])
 
 
-def test_check_folder_takes_a_dataset(tmp_path):
+@pytest.mark.parametrize("source", ["a dataset", "a folder", "a layout"])
+def test_inspect_folder(tmp_path, source):
     ade20k(tmp_path)
-    report = check_folder(open_folder(tmp_path, image_size=(2, 2)))
-    assert report["sizes"] == [SIZE]
-    assert report["images"] == 3
-    assert report["ignored"] == 3 * 6
-    np.testing.assert_array_equal(report["pixels"][[0, 1, 2, 149]], [24, 6, 6, 18])
+    report = {
+        "a dataset": lambda: inspect_folder(open_folder(tmp_path, image_size=(2, 2))),
+        "a folder": lambda: inspect_folder(tmp_path, "train"),
+        "a layout": lambda: inspect_folder(tmp_path, "train", layout="ade20k"),
+    }[source]()
+    assert (report.images, report.sizes) == (3, {SIZE: 3})
+    assert report.pixels == {0: 24, 1: 6, 2: 6, 149: 18, 255: 18}
+    np.testing.assert_array_equal(report.class_pixels[[0, 1, 2, 149]], [24, 6, 6, 18])
+    assert report.class_names == ADE20K.class_names
     with pytest.raises(ValueError, match=r"=3 for a dataset of 150 classes$"):
-        check_folder(open_folder(tmp_path), 3)
+        inspect_folder(open_folder(tmp_path), num_classes=3)
 
 
 def test_fit_from_a_layout(tmp_path, tiny_backbone):
@@ -264,7 +270,7 @@ def test_a_label_map_may_lead_to_any_ignored_id(tmp_path):
     masks = data[0][1]
     assert masks.dtype == "int32"
     np.testing.assert_array_equal(masks[0].ravel()[:3], [-1, 0, 1])
-    assert check_folder(data)["ignored"] == 8
+    assert inspect_folder(data).pixels[-1] == 8
 
 
 def test_lists_of_files(tmp_path):
@@ -316,11 +322,13 @@ def test_voc_without_its_lists_is_a_plain_folder(tmp_path):
 def test_an_unknown_id_raises_with_its_file(tmp_path, make, mask, known):
     make(tmp_path)
     write_mask(tmp_path / mask, [200, 1])
-    words = "the ids of the label map" if known else "the ids 0 to 20 and"
-    words = f"must hold only {words}.*Received: mask .*{mask} with the ids 200$"
-    for read in (check_folder, list):
-        with pytest.raises(ValueError, match=words):
-            read(open_folder(tmp_path))
+    words = "the keys of the label map" if known else "the ids 0 to 20 and"
+    words = f"must hold only {words}.*Received: mask .*{mask} with the ids 200 "
+    data = open_folder(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        list(data)
+    (fault,) = inspect_folder(data).faults
+    assert re.search(words, fault)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +447,7 @@ def test_wrong_labels_raise(arguments, error, words):
 @pytest.mark.parametrize(
     "folder, words",
     [
-        (7, r"a path or a pair \(image_paths, mask_paths\). Received: folder=7$"),
+        (7, r"a path or a pair \(image_paths, mask_paths\). Received: source=7$"),
         ((["a.png"], []), "Received: 1 images and 0 masks$"),
         (([], []), "at least one image, and one mask per image. Received: 0 images"),
     ],
