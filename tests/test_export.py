@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
+from keras_segadapter.inference.export import calibration_images
 from keras_segadapter.inference.exported import import_package
 
 BACKEND = keras.backend.backend()
@@ -160,7 +161,8 @@ def test_int8_agrees_with_keras_on_nearly_every_pixel(tmp_path, model, ending):
     Image.fromarray(seen[0].astype("uint8")).save(file)
     ksa.export_model(model, paths[0], size=FIXED)
     paths[1].write_text("A file that exists is overwritten.")
-    ksa.export_model(model, paths[1], size=FIXED, calibration=[file, *seen[1:]])
+    photos = [file, Image.fromarray(seen[1].astype("uint8")), *seen[2:]]
+    ksa.export_model(model, paths[1], size=FIXED, calibration=photos)
     assert paths[1].stat().st_size < 0.7 * paths[0].stat().st_size
     exported = ksa.open_exported(paths[1])
     assert exported.class_names == NAMES
@@ -230,6 +232,21 @@ def test_models_of_other_channels_and_many_classes(tmp_path, channels):
         assert ids.dtype == "int32" and (ids == model.segment(image)).mean() >= 0.999
         assert ids.max() > 255
     assert ksa.compare_exported(model, path).agreement >= 0.999
+
+
+def test_calibration_reads_files_as_training_does(tmp_path):
+    pixels = np.arange(24 * 32).reshape(24, 32) // 4  # (H, W), up to 191
+    turned = Image.Exif()
+    turned[0x0112] = 6  # taken with the camera on its side
+    Image.fromarray((pixels * 256 + 99).astype("uint16")).save(tmp_path / "deep.png")
+    Image.fromarray(pixels.astype("uint8")).save(tmp_path / "turned.png", exif=turned)
+    model = untrained(1, size=(None, None))
+    photos = [tmp_path / "deep.png", str(tmp_path / "turned.png"), pixels[..., None]]
+    deep, turned, array = calibration_images(model, None, photos)
+    assert deep.dtype == "float32" and (deep[0, ..., 0] == pixels).all()
+    assert (turned[0, ..., 0] == np.rot90(pixels, -1)).all()
+    assert (array == deep).all()
+    assert calibration_images(model, (8, 12), photos)[0].shape == (1, 8, 12, 1)
 
 
 @pytest.mark.slow

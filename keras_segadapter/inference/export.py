@@ -17,7 +17,11 @@ from keras_segadapter.inference.exported import (
     fit_image,
     import_package,
 )
-from keras_segadapter.inference.predict import check_input, deepest_stride
+from keras_segadapter.inference.predict import (
+    as_array,
+    check_input,
+    deepest_stride,
+)
 from keras_segadapter.validation import check_segmenter, check_size
 from keras_segadapter.version import __version__
 
@@ -54,9 +58,9 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
 
     `class_names` and `colors` of the model (null where it has none), `stride`,
     `num_classes`, `takes_pixels` (whether images lie in 0..255) and the version of
-    `keras_segadapter` are kept in the file as JSON: in ONNX's `metadata_props`, in
-    OpenVINO's `rt_info`, and as a file `keras_segadapter.json` in the zip archive that
-    may end a LiteRT file, as its metadata do, and in a SavedModel's `assets.extra`.
+    `keras_segadapter` are kept in the file as JSON: in `metadata_props` of ONNX, in
+    `rt_info` of OpenVINO, in `keras_segadapter.json` in the zip archive at the end of a
+    LiteRT file, where it has room for files, and in `assets.extra` of a SavedModel.
 
     Args:
         model: A `Segmenter`.
@@ -66,10 +70,10 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
         labels: Boolean. Whether the file returns class ids `(B, H, W)` (uint8 up to 256
             classes, int32 beyond) instead of logits `(B, H, W, K)`. Defaults to
             `False`.
-        calibration: Iterable of images, arrays `(H, W, C)` as for `Segmenter.segment`
-            or paths of files. The file then computes in 8 bits, with the ranges of
-            values that these images lead to; a hundred are plenty. Defaults to `None`,
-            which keeps float32.
+        calibration: Iterable of images, as arrays `(H, W, C)`, Pillow images or paths
+            of files. The export then computes in 8 bits, with the ranges of values that
+            these images lead to; a hundred are plenty. Defaults to `None`, which keeps
+            float32.
 
     Returns:
         The `pathlib.Path` of the file or folder.
@@ -100,7 +104,7 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
     check_segmenter(model, "export_model")
     path, size = Path(path), _checked_size(model, size)
     _check_format(path, size, calibration is not None)
-    images = _calibration_images(model, size, calibration)
+    images = calibration_images(model, size, calibration)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = _plain_model(model, path.suffix, labels)
     shape = (1 if size else None, *(size or (None, None)), model.input_shape[-1])
@@ -169,7 +173,7 @@ def _check_format(path, size, int8):
         import_package("onnxruntime")
 
 
-def _calibration_images(model, size, calibration):
+def calibration_images(model, size, calibration):
     """Return the images as batches of one, float32 `(1, h, w, C)`, that the file takes.
 
     Raises:
@@ -181,8 +185,9 @@ def _calibration_images(model, size, calibration):
     images = [] if isinstance(calibration, paths) else [*calibration]
     for i, image in enumerate(images):
         if isinstance(image, paths):
-            images[i] = read_image(image)
-    shapes = [np.shape(image) for image in images]
+            image = read_image(image, model.input_shape[-1])
+        images[i] = as_array(model, image)
+    shapes = [image.shape for image in images]
     if not images or any(len(shape) != 3 for shape in shapes):
         raise ValueError(
             "`calibration` must be a list of images (height, width, channels) or of "

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 
+from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.data.scenes import make_scenes
 from keras_segadapter.layers.native import resize_bilinear
 from keras_segadapter.validation import check_images, check_segmenter
@@ -27,10 +29,10 @@ _INSTALL = {
 class ExportedModel:
     """An exported file in its runtime: a function from images to class ids.
 
-    Called with an image `(H, W, C)` or a batch `(B, H, W, C)` of any size, it returns
-    class ids `(H, W)` or `(B, H, W)`, as `Segmenter.segment` does: images are padded to
-    a multiple of the stride by repeating the border, or resized to the size of a file
-    of fixed size.
+    Called with an image `(H, W, C)`, a batch `(B, H, W, C)` or a Pillow image, of any
+    size, it returns class ids `(H, W)` or `(B, H, W)`, as `Segmenter.segment` does:
+    images are padded to a multiple of the stride by repeating the border, or resized to
+    the size of a file of fixed size.
 
     Attributes:
         run: Function from float32 images `(B, h, w, C)` of a size that the file takes
@@ -73,6 +75,8 @@ class ExportedModel:
 
     def checked(self, images):
         """Return an image or a batch as an array, checked to fit the file."""
+        if isinstance(images, Image.Image):
+            images = picture_pixels(images, self.channels)
         images = np.asarray(images)
         check_images(images, self.channels, self.takes_pixels)
         return images
@@ -150,8 +154,8 @@ def compare_exported(model, path, image=None):
     Args:
         model: The `Segmenter` that was exported.
         path: Path of the file, as in `open_exported`.
-        image: Array `(H, W, C)`. The image to compare on, best one like those that the
-            model was trained on. Defaults to a drawn scene.
+        image: Array `(H, W, C)` or Pillow image. The image to compare on, best one like
+            those that the model was trained on. Defaults to a drawn scene.
 
     Returns:
         A `Comparison` to print, with `.agreement` and `.difference`.
