@@ -372,7 +372,7 @@ def test_files_that_cannot_be_read_raise(tmp_path, make, read):
             "a.npy",
             RGB,
             6,
-            r"\(height, width, 6\)\. Correct .*channels=6, .*a.npy of shape \(5, 7, 3\)",
+            r"\(height, width, 6\)\. Correct .*channels=6, .*npy of shape \(5, 7, 3\)",
             id="3 of 6",
         ),
         pytest.param(

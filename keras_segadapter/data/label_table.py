@@ -78,10 +78,12 @@ class LabelTable:
                 )
         if self.label_map is None:
             pairs = pairs | {id_: id_ for id_ in allowed if id_ < LIMIT}
-        is_color = {key: isinstance(key, tuple) for key in pairs}
-        self._ids = _Lookup({k: c for k, c in pairs.items() if not is_color[k]})
-        self._colors = _Lookup({_pack(k): c for k, c in pairs.items() if is_color[k]})
-        self.by_color = all(is_color.values())
+        ids = {key: c for key, c in pairs.items() if not isinstance(key, tuple)}
+        colors = {key: c for key, c in pairs.items() if isinstance(key, tuple)}
+        packed = _pack(np.array([*colors], "uint8").reshape(-1, 3)).tolist()
+        self._ids = _Lookup(ids)
+        self._colors = _Lookup(dict(zip(packed, colors.values(), strict=True)))
+        self.by_color = not ids
 
     def look_up(self, mask, name, colors=None):
         """Return the classes of a mask.
@@ -101,20 +103,22 @@ class LabelTable:
         """
         found = []
         if colors is not None and self._colors:
-            packed = _pack(np.moveaxis(colors.astype("int32"), -1, 0))  # (H, W)
-            found.append(self._colors.find(packed))
+            found.append(self._colors.find(_pack(colors)))
         if mask is not None and self._ids:
             found.append(self._ids.find(mask))
         whole = [classes for classes, known in found if known.all()]
         if not whole:
             self._raise_unknown(mask, colors, name)
-        if len(whole) == 2 and (whole[0] != whole[1]).any():
+        # Palettes often have no color of their own for an ignored id.
+        if len(whole) == 2 and np.any(
+            (whole[0] != whole[1]) & ~np.isin(whole[1], self.ignored)
+        ):
             raise ValueError(
                 "A mask must not be readable as ids and as colors with different "
                 "meanings. Pass Labels with a `label_map` whose keys are only ids, or "
                 f"only RGB tuples. Received: mask {name}"
             )
-        return whole[0]
+        return whole[-1]
 
     def _raise_unknown(self, mask, colors, name):
         """Raise the error about the ids or colors of a mask that have no class."""
@@ -128,9 +132,7 @@ class LabelTable:
                 allowed += ", or the colors of `labels`"
         as_colors = colors is not None and (mask is None or self.by_color)
         if as_colors:
-            found, counts = np.unique(
-                _pack(np.moveaxis(colors.astype("int32"), -1, 0)), return_counts=True
-            )
+            found, counts = np.unique(_pack(colors), return_counts=True)
             known = self._colors.find(found)[1]
             values = [(i >> 16, (i >> 8) & 255, i & 255) for i in found.tolist()]
             if not self._colors:
@@ -148,8 +150,10 @@ class LabelTable:
         if str(name).lower().endswith((".jpg", ".jpeg")):
             fix += " JPEG files change their values: use PNG files, from the source."
         wrong = [
-            f"{value} ({count:,} pixels)"
-            for value, count, is_known in zip(values, counts, known, strict=True)
+            f"{value} ({count:,} pixel{'s' * (count > 1)})"
+            for value, count, is_known in zip(
+                values, counts.tolist(), known, strict=True
+            )
             if not is_known
         ]
         listed = ", ".join(wrong[:10]) + (", ..." if len(wrong) > 10 else "")
@@ -180,7 +184,7 @@ class _Lookup:
         return self.classes[places], self.known[places]
 
 
-def _pack(color):
-    """Return red, green and blue, integers or arrays of them, as one integer."""
-    r, g, b = color
+def _pack(colors):
+    """Return RGB colors, uint8 `(..., 3)`, as integers, int32 `(...)`."""
+    r, g, b = (colors[..., i].astype("int32") for i in range(3))
     return (r << 16) | (g << 8) | b
