@@ -225,6 +225,7 @@ def test_open_folder(tmp_path):
         ("class_dict.csv", "name,r,g,b\nsky,0,0,255\nroad,9,9,9\n"),
         ("classes.json", '{"sky": [0, 0, 255], "road": [9, 9, 9]}'),
         ("classes.txt", "sky\nroad\n"),
+        ("label_colors.txt", "0 0 255\tsky\n9 9 9\troad\n"),
     ],
 )
 def test_a_file_of_classes_in_the_folder_is_used(tmp_path, capsys, name, text):

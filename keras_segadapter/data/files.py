@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".npy")
+from keras_segadapter.data.reading import PICTURES
 
 SPLIT = "train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?"
 _IMAGE = "(?:jpe?g)?(?:image|img|photo|picture|input|original|rgb)s?"

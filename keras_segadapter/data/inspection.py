@@ -152,9 +152,9 @@ class FolderReport:
         self.class_names, self.colors = data.class_names, data.colors
         self.num_classes = data.num_classes
         self.ignored = data._table.ignored
+        if self.ignored == "auto":
+            self.ignored = [255] if max(self._ids, default=0) <= 255 else []
         if data.num_classes is None and not self._in_color:
-            if self.ignored == "auto":
-                self.ignored = [255] if max(self._ids, default=0) <= 255 else []
             # There are at least two classes, even if only one occurs.
             self.num_classes = max({1, *self._ids} - {*self.ignored}, default=1) + 1
         is_mapped = data._table.label_map is not None
@@ -183,9 +183,10 @@ class FolderReport:
         """
         if self.faults:
             raise ValueError(
-                f"{len(self.faults)} faults were found in {self.images} images and "
-                "their masks. Mend them before training; the report of inspect_folder "
-                f"lists them. The first: {self.faults[0]}"
+                f"{_number(self.faults, 'fault was', 'faults were')} found in "
+                f"{self.images} images and their masks. Mend them before training; "
+                "the report of inspect_folder lists them. The first: "
+                f"{self.faults[0]}"
             )
         return self
 
@@ -240,7 +241,9 @@ class FolderReport:
         ids = self._ids
         if self._in_color:
             ids = sorted(ids, key=lambda id_: -self.pixels[_key(id_)])[:_LISTED]
-        kind = "color" if self._in_color else "id" if self.class_names is None else "class"
+        kind = "color" if self._in_color else "id"
+        if self._data.num_classes is not None:
+            kind = "class"
         rows = [(kind, "pixels", "images")]
         for id_ in ids:
             name, key = self._name(id_), _key(id_)
@@ -297,26 +300,27 @@ class FolderReport:
         if jpeg:
             pixels = sum(np.prod(found[i].size) for i in jpeg)
             share = _percent(sum(found[i].odd for i in jpeg) / pixels)
+            count = _number(jpeg, "mask is a JPEG file", "masks are JPEG files")
             yield (
-                f"{len(jpeg)} masks are JPEG files, and {share} of their pixels differ "
-                "from all four neighbors: JPEG does not keep ids. Save masks as PNG. "
-                f"The first is {masks[jpeg[0]]}."
+                f"{count}. JPEG does not keep ids: {share} of the pixels differ from "
+                "all four neighbors. Save masks as PNG. The first is "
+                f"{masks[jpeg[0]]}."
             )
         noisy = [i for i, share in enumerate(odd) if share > _ODD and not is_jpeg[i]]
         if noisy:
             worst = max(noisy, key=odd.__getitem__)
             yield (
-                f"{len(noisy)} masks have many single pixels, as after resizing by "
-                "interpolation, which makes ids between the true ones. Resize masks by "
-                f"the nearest pixel. In {masks[worst]}, {_percent(odd[worst])} of the "
-                "pixels differ from all four neighbors."
+                f"{_number(noisy, 'mask has', 'masks have')} many single pixels, as "
+                "after resizing by interpolation, which makes ids between the true "
+                f"ones. Resize masks by the nearest pixel. In {masks[worst]}, "
+                f"{_percent(odd[worst])} of the pixels differ from all four neighbors."
             )
         deep = [file.highest for file in found if file.highest is not None]
         if deep and max(deep) < 2**14:
             yield (
-                f"{len(deep)} images have 16 bits, but no value above {max(deep)} of "
-                "65535. Their upper 8 bits, which are used, are nearly black: scale "
-                "the values up."
+                f"{_number(deep, 'image has', 'images have')} 16 bits, but no value "
+                f"above {max(deep)} of 65535. Their upper 8 bits, which are used, are "
+                "nearly black: scale the values up."
             )
         resized = self._data.image_size or self._data.augmentation
         if len(self.sizes) > 1 and resized is None:
@@ -336,12 +340,14 @@ class FolderReport:
         void = [i for i, file in enumerate(found) if {*file.pixels} <= {*self.ignored}]
         if void:
             first = self._data.mask_paths[self._sound[void[0]]]
-            yield f"{len(void)} masks are void everywhere. The first is {first}."
+            count = _number(void, "mask is", "masks are")
+            yield f"{count} void everywhere. The first is {first}."
         absent = [i for i in range(self.num_classes or 0) if i not in self.pixels]
         if absent and found:
             names = [self._name(i) for i in absent[:_LISTED]]
             names += ["..."] * (len(absent) > _LISTED)
-            yield f"{len(absent)} classes never occur: {', '.join(names)}."
+            count = _number(absent, "class never occurs", "classes never occur")
+            yield f"{count}: {', '.join(names)}."
 
 
 class _Found(NamedTuple):
@@ -415,6 +421,11 @@ def _has_16_bits(path):
             return picture.mode.startswith("I")
     except OSError:  # Pillow knows not all kinds of files
         return False
+
+
+def _number(items, one, several):
+    """Return how many items there are, with the words for one or several."""
+    return f"{len(items)} {one if len(items) == 1 else several}"
 
 
 def _percent(share):

@@ -7,7 +7,10 @@ from keras_segadapter.data.labels import Labels
 from keras_segadapter.data.layouts import LAYOUTS, detect_layout, find_in_layout
 from keras_segadapter.data.pairing import find_pairs
 
-_CLASS_FILES = ("classes.csv", "class_dict.csv", "classes.json", "classes.txt")
+_CLASS_FILES = (
+    *("classes.csv", "class_dict.csv", "classes.json", "classes.txt"),
+    "label_colors.txt",  # of CamVid
+)
 
 
 def open_folder(
@@ -58,8 +61,9 @@ def open_folder(
             places and no labels. Defaults to `None`: the dataset is recognized by its
             folders.
         labels: `Labels`, or None. Defaults to `None`: `num_classes` if it is given,
-            else a `classes.csv`, `class_dict.csv`, `classes.json` or `classes.txt` in
-            the folder (see `Labels.from_file`), else the labels of the layout.
+            else a `classes.csv`, `class_dict.csv`, `classes.json`, `classes.txt` or
+            `label_colors.txt` in the folder (see `Labels.from_file`), else the labels
+            of the layout.
         images: String, or None. Sub-folder or glob pattern relative to the folder,
             where images are not found or not the right ones. Defaults to `None`.
         masks: The same for masks. Defaults to `None`.
