@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.inference import predict
+from keras_segadapter.inference import rows
 from keras_segadapter.inference.evaluate import (
     Evaluation,
     _confusion_figure,
@@ -200,7 +200,7 @@ def test_more_than_255_classes_have_no_void(model, monkeypatch):
         return np.eye(300, dtype="float32")[np.full((1, 2, 2), 255)]
 
     monkeypatch.setattr(model, "num_classes", 300)
-    monkeypatch.setattr(predict, "_scores", scores)
+    monkeypatch.setattr(rows, "_scores", scores)
     mask = np.full((8, 8), 255, "int32")
     mask[0] = 299
     evaluation = evaluate_images(model, [(np.zeros((8, 8, 3), "uint8"), mask)])

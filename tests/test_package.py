@@ -60,6 +60,7 @@ READING_ORDER = [
     "losses.resized",
     "losses",
     "metrics",
+    "inference.rows",
     "inference.predict",
     "inference.evaluate",
     "inference.multiply_adds",
@@ -76,6 +77,19 @@ READING_ORDER = [
     "training",
     "segmenter",
     "models",
+    "cli.texts",
+    "cli.sources",
+    "cli.arguments",
+    "cli.models",
+    "cli.backbones",
+    "cli.record",
+    "cli.inspect",
+    "cli.train",
+    "cli.predict",
+    "cli.evaluate",
+    "cli.export",
+    "cli",
+    "__main__",
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.inference import evaluate_images, predict
+from keras_segadapter.inference import evaluate_images, predict, rows
 from keras_segadapter.inference.predict import (
     label_images,
     predict_labels,
@@ -74,7 +74,7 @@ def sizes_seen(model, monkeypatch):
         sizes.append(images.shape[1:3])
         return np.zeros((*images.shape[:3], 3), "float32")
 
-    monkeypatch.setattr(predict, "_scores", scores)
+    monkeypatch.setattr(rows, "_scores", scores)
     return sizes
 
 
@@ -156,7 +156,7 @@ def test_labels_are_ids_of_the_images_size(model, monkeypatch, num_classes, dtyp
         return np.eye(num_classes, dtype="float32")[[[[num_classes - 1]]] * len(images)]
 
     monkeypatch.setattr(model, "num_classes", num_classes)
-    monkeypatch.setattr(predict, "_scores", scores)
+    monkeypatch.setattr(rows, "_scores", scores)
     for labels in (
         label_images(model, photo(30, 70)[None])[0],
         predict_labels(model, photo(30, 70)),
@@ -216,8 +216,10 @@ def assert_argmax(labels, logits):
 def test_rows_are_those_of_a_map_resized_as_a_whole(size):
     maps = np.random.default_rng(0).normal(size=(6, 7, 5)).astype("float32")
     expected = resize_bilinear(maps[None], *size)
-    rows = list(predict._resized(maps, (6, 7), size))
-    np.testing.assert_allclose(rows, keras.ops.convert_to_numpy(expected)[0], atol=1e-5)
+    found = list(rows.resized_rows(maps, (6, 7), size))
+    np.testing.assert_allclose(
+        found, keras.ops.convert_to_numpy(expected)[0], atol=1e-5
+    )
 
 
 def test_tiles_equal_the_whole_image_where_they_overlap_enough(model):
@@ -296,7 +298,7 @@ def test_memory_is_that_of_the_result(model, monkeypatch, call):
         return np.zeros((batch, height // 4, width // 4, classes), "float32")
 
     monkeypatch.setattr(model, "num_classes", classes)
-    monkeypatch.setattr(predict, "_scores", scores)
+    monkeypatch.setattr(rows, "_scores", scores)
     tracemalloc.start()
     try:
         result = call(model, image)
@@ -433,7 +435,7 @@ def test_ade20k_goes_up_to_a_multiple_of_32(tiny_backbone, monkeypatch):
         sizes.append(images.shape[1:3])
         return np.zeros((*images.shape[:3], 2), "float32")
 
-    monkeypatch.setattr(predict, "_scores", scores)
+    monkeypatch.setattr(rows, "_scores", scores)
     predict_logits(model, photo(256, 341), short_side=512)
     predict_logits(model, photo(256, 341), short_side=512, crop=512, stride=341)
     assert sizes == [(512, 704), (512, 512), (512, 512)]

@@ -10,7 +10,7 @@ from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import splice
 from keras_segadapter.graph.stages import stage_keys
 from keras_segadapter.inference.multiply_adds import Tally
-from keras_segadapter.inference.predict import deepest_stride
+from keras_segadapter.inference.rows import deepest_stride
 from keras_segadapter.layers import ResizeLike
 from keras_segadapter.validation import check_segmenter, check_size
 

@@ -12,7 +12,7 @@ from keras_segadapter.inference.predict import (
     as_array,
     check_view,
     checked_image,
-    logit_rows,
+    view_rows,
 )
 from keras_segadapter.metrics import figures
 from keras_segadapter.validation import check_segmenter, ignored_ids
@@ -168,7 +168,7 @@ def evaluate_images(
             image = checked_image(model, image, "evaluate_images")
         except ValueError as error:
             raise ValueError(f"The image of {name} can't be used. {error}") from error
-        rows = logit_rows(model, image, short_side, crop, stride, scales, flip)
+        rows = view_rows(model, image, short_side, crop, stride, scales, flip)
         labels = np.stack([row.argmax(axis=-1) for row in rows])  # (H, W)
         valid = ~np.isin(mask, ignored)
         cells = mask[valid].astype("int64") * classes + labels[valid]

@@ -1,27 +1,24 @@
-"""From images of any size to logits and class ids, in bounded memory.
-
-Logits at the size of an image are large: 29 GB for 48 megapixels and 150 classes. So a
-model predicts scores at its finest stride, and these are resized to the image one row
-at a time.
-"""
+"""From images of any size to logits and class ids, in bounded memory."""
 
 import itertools
 import math
 import numbers
-import weakref
 
-import keras
 import numpy as np
-from keras import ops
 from PIL import Image
 
 from keras_segadapter.data.reading import picture_pixels
-from keras_segadapter.layers.native import resize_bilinear
+from keras_segadapter.inference.rows import (
+    deepest_stride,
+    has_fixed_size,
+    image_rows,
+    resize,
+    resized_rows,
+)
 from keras_segadapter.validation import check_images, check_integer, check_segmenter
 
 BATCH = 8  # images per step
 TILE, OVERLAP = 1024, 128  # pixels, where predict_labels chooses
-_SCORES = weakref.WeakKeyDictionary()  # a model of the scores alone for each segmenter
 
 
 def predict_logits(
@@ -101,7 +98,7 @@ def predict_logits(
     check_segmenter(model, "predict_logits")
     stride = check_view(model, short_side, crop, stride, scales)
     image = checked_image(model, image, "predict_logits")
-    rows = logit_rows(model, image, short_side, crop, stride, scales, flip)
+    rows = view_rows(model, image, short_side, crop, stride, scales, flip)
     if isinstance(rows, np.ndarray):
         return rows
     row = np.dtype(("float32", (image.shape[1], model.num_classes)))
@@ -163,11 +160,11 @@ def predict_labels(model, image, *, tile=None, overlap=None):
     image = checked_image(model, image, "predict_labels")
     height, width, _ = image.shape
     small = height * width <= (TILE + 2 * OVERLAP) ** 2
-    if whole and (small or _has_fixed_size(model)):
+    if whole and (small or has_fixed_size(model)):
         return label_images(model, image[None])[0]
 
     # Tiles start at multiples of the deepest stride, where cells of every stage start.
-    multiple = 1 if _has_fixed_size(model) else deepest_stride(model)
+    multiple = 1 if has_fixed_size(model) else deepest_stride(model)
     tile, overlap, *lengths = (
         _rounded_up(side, multiple) for side in (tile, overlap, height, width)
     )
@@ -191,14 +188,14 @@ def label_images(model, images):
     """
     labels = np.empty(images.shape[:3], _dtype_of_labels(model))
     for start in range(0, len(images), BATCH):
-        logits = _logit_rows(model, images[start : start + BATCH])
+        logits = image_rows(model, images[start : start + BATCH])
         for ids, rows in zip(labels[start : start + BATCH], logits, strict=True):
             for of_row, row in zip(ids, rows, strict=True):
                 of_row[:] = row.argmax(axis=-1)  # (W,)
     return labels
 
 
-def logit_rows(model, image, short_side, crop, stride, scales, flip):
+def view_rows(model, image, short_side, crop, stride, scales, flip):
     """Return the rows `(W, K)` of what `predict_logits` returns.
 
     They come one by one from one view of the image, and as an array `(H, W, K)` from
@@ -281,28 +278,6 @@ def checked_image(model, image, caller):
     return image
 
 
-def deepest_stride(model):
-    """Return the largest stride of a segmenter's stages."""
-    return max(stage.stride for stage in model.stages)
-
-
-def fitted(model, images):
-    """Return images `(B, h, w, C)` at a size that the model takes.
-
-    They are padded at the bottom and right to multiples of the deepest stride by
-    repeating the border, or resized to the size of a model of fixed size.
-    """
-    if _has_fixed_size(model):
-        return _resize(images, model.input_shape[1:3])
-    multiple = deepest_stride(model)
-    below, right = (-side % multiple for side in images.shape[1:3])
-    return np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
-
-
-def _has_fixed_size(model):
-    return None not in model.input_shape[1:3]
-
-
 def _dtype_of_labels(model):
     return "uint8" if model.num_classes <= 256 else "int32"
 
@@ -343,17 +318,17 @@ def _views(model, image, short_side, crop, stride, scales, flip):
     """Yield the rows of logits `(W, K)` of an image at each scale and mirrored."""
     size = image.shape[:2]
     for scale in scales:
-        resized = _resize(image[None], _size(model, size, short_side, scale))[0]
+        resized = resize(image[None], _size(model, size, short_side, scale))[0]
         for mirrored in (False, True)[: 1 + bool(flip)]:
             # PyTorch takes no negative strides.
             view = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
             if crop is None:
-                (rows,) = _logit_rows(model, view[None])
+                (rows,) = image_rows(model, view[None])
             else:
                 rows = _windows(model, view, crop, stride)
             if mirrored:
                 rows = (row[::-1] for row in rows)
-            yield _resized(rows, view.shape[:2], size)
+            yield resized_rows(rows, view.shape[:2], size)
 
 
 def _windows(model, image, crop, stride):
@@ -367,7 +342,7 @@ def _windows(model, image, crop, stride):
             # One at a time: they all have one shape.
             for left in lefts:
                 window = image[None, y : y + crop, left : left + crop]
-                windows.append((y + crop, left, *_logit_rows(model, window)))
+                windows.append((y + crop, left, *image_rows(model, window)))
         total = np.zeros((width, model.num_classes), "float32")
         count = np.zeros((width, 1), "float32")
         for _, left, rows in windows:
@@ -375,70 +350,6 @@ def _windows(model, image, crop, stride):
             total[left : left + len(row)] += row
             count[left : left + len(row)] += 1
         yield total / count
-
-
-def _logit_rows(model, images):
-    """Predict images `(B, H, W, C)` and return each one's rows of logits `(W, K)`."""
-    size, inputs = images.shape[1:3], fitted(model, images)
-    maps = []
-    for scores in _scores(model, inputs):  # (h, w, K)
-        rows = _resized(scores, scores.shape[:2], inputs.shape[1:3])
-        if _has_fixed_size(model):
-            rows = _resized(rows, inputs.shape[1:3], size)
-        maps.append(row[: size[1]] for row in itertools.islice(rows, size[0]))
-    return maps
-
-
-def _scores(model, images):
-    """Predict the class scores `(B, h, w, K)` at the finest stride, nothing else."""
-    if model not in _SCORES:
-        _SCORES[model] = keras.Model(model.input, model.output["logits"])
-    return _SCORES[model].predict_on_batch(images)
-
-
-def _resized(rows, size, new_size):
-    """Yield the rows `(W, K)` of a map that is resized bilinearly, half-pixel centers.
-
-    Args:
-        rows: Iterable of the map's rows `(w, K)`, from top to bottom.
-        size: Height and width of the map.
-        new_size: Height and width that it is resized to.
-    """
-    if tuple(size) == tuple(new_size):
-        yield from rows
-        return
-    (tops, down), (left, across) = map(_cells, size, new_size)
-    right, across = np.minimum(left + 1, size[1] - 1), across[:, None]
-    rows = (_between(row.take(left, 0), row.take(right, 0), across) for row in rows)
-    above = next(rows)
-    below, index = next(rows, above), 0
-    for top, share in zip(tops, down, strict=True):
-        while index < top:
-            above, below, index = below, next(rows, below), index + 1
-        yield _between(above, below, share)
-
-
-def _between(one, other, share):
-    """Interpolate between two arrays."""
-    result = other - one
-    result *= share
-    result += one
-    return result
-
-
-def _cells(length, new_length):
-    """Return the cell before each pixel of a resized side, and the next one's share."""
-    positions = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
-    positions = np.clip(positions, 0, length - 1)
-    cells = positions.astype(int)
-    return cells, (positions - cells).astype("float32")
-
-
-def _resize(images, size):
-    """Resize images `(B, h, w, C)` to `(B, *size, C)` where they differ in size."""
-    if images.shape[1:3] == tuple(size):
-        return images
-    return ops.convert_to_numpy(resize_bilinear(images, *size))
 
 
 def _softmax(logits):

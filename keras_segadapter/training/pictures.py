@@ -8,7 +8,8 @@ from keras import layers, ops
 
 from keras_segadapter.data.reading import read_image
 from keras_segadapter.graph.stages import stage_keys
-from keras_segadapter.inference.predict import check_input, fitted
+from keras_segadapter.inference.predict import check_input
+from keras_segadapter.inference.rows import fitted
 from keras_segadapter.layers import ResizeLike
 from keras_segadapter.validation import check_integer, check_segmenter
 from keras_segadapter.visualization import as_rgb, colorize, palette, panels
