@@ -285,6 +285,36 @@ def test_the_distortion_against_colorsys():
     assert np.mean(abs(found - np.array(expected))) < 2
 
 
+def test_gray_images_change_in_brightness_and_contrast_as_rgb_does():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 1), "uint8")
+    mask, changed = np.zeros((9, 9), "uint8"), 0
+    for seed in range(40):
+        gray, _ = view(Augmentation((9, 9), scale=(1, 1)), image, mask, seed)
+        rgb, _ = view(
+            Augmentation((9, 9), scale=(1, 1)), image.repeat(3, 2), mask, seed
+        )
+        assert gray.shape == (9, 9, 1) and gray.dtype == "uint8"
+        np.testing.assert_allclose(gray.astype(int), rgb[..., :1], atol=1)
+        changed += (np.sort(gray, axis=None) != np.sort(image, axis=None)).any()
+    assert 20 < changed < 40
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_views_of_any_channels(channels, dtype):
+    """The channels of a view are those of the view of an image of three."""
+    image, mask = blocks(4, 5, 6)
+    bands = image[..., np.arange(channels) % 3].astype(dtype)
+    augmentation = Augmentation((20, 40), photometric=False)
+    for seed in range(4):
+        expected, ids = view(augmentation, image, mask, seed)
+        found, same_ids = view(augmentation, bands, mask, seed)
+        assert found.shape == (20, 40, channels) and found.dtype == dtype
+        np.testing.assert_array_equal(ids, same_ids)
+        expected = expected[..., np.arange(channels) % 3].astype(float)
+        np.testing.assert_allclose(found, expected, atol=1)
+
+
 # Meaning: datasets
 
 
@@ -411,14 +441,20 @@ def test_wrong_arguments_raise(arguments, words):
         pytest.param(
             {"image": np.zeros((4, 4, 3))},
             ValueError,
-            r"`image` must be RGB.*image of shape \(4, 4, 3\) and dtype float64$",
+            "pass photometric=False .*images of 3 channels and dtype float64$",
             id="float image",
+        ),
+        pytest.param(
+            {"image": np.zeros((4, 4, 6), "uint8")},
+            ValueError,
+            "pass photometric=False .*images of 6 channels and dtype uint8$",
+            id="six channels",
         ),
         pytest.param(
             {"image": np.zeros((4, 4), "uint8")},
             ValueError,
-            "`image` must be RGB",
-            id="gray image",
+            r"`image` must hold numbers .*image of shape \(4, 4\) and dtype uint8$",
+            id="image without channels",
         ),
         pytest.param(
             {"mask": np.zeros((4, 4))},
@@ -447,13 +483,13 @@ def test_wrong_arguments_raise(arguments, words):
         pytest.param(
             {"ignore_class": None},
             ValueError,
-            "Pass `ignore_class`, such as 255",
+            "Pass `ignore_class=255` here and to `compile`",
             id="no ids",
         ),
         pytest.param(
             {"ignore_class": "void"},
             TypeError,
-            "`ignore_class` must be None, an integer",
+            '`ignore_class` must be "auto", None, an integer',
             id="id",
         ),
         pytest.param(
@@ -479,10 +515,15 @@ def test_wrong_calls_raise(changes, error, words):
             ValueError,
             r"Leave out `image_size`.*image_size=\(8, 8\), crop_size=\(16, 16\)$",
         ),
-        ({"ignore_class": None}, ValueError, "Pass `ignore_class`.*ignore_class=None$"),
+        (
+            {"ignore_class": None},
+            ValueError,
+            "Pass `ignore_class=255`.*ignore_class=None, n",
+        ),
         ({"augmentation": "all"}, TypeError, "Augmentation or None.*tation='all'$"),
+        ({"channels": 4}, ValueError, "photometric=False.*images of 4 channels"),
     ],
-    ids=["image size", "no ids", "string"],
+    ids=["image size", "no ids", "string", "channels"],
 )
 def test_wrong_arguments_of_a_dataset_raise(folder, arguments, error, words):
     options = {"augmentation": Augmentation((16, 16)), **arguments}

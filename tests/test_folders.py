@@ -120,8 +120,9 @@ def test_batches(tmp_path):
         ("image_size[0]", (6.0, 6), r"an integer.*size\[0\]=6.0$"),
         ("seed", -1, "an integer of at least 0.*seed=-1$"),
         ("threads", 0, "an integer of at least 1.*threads=0$"),
+        ("channels", 0, "an integer of at least 1.*channels=0$"),
     ],
-    ids="one float no-batch bool side tuple width height seed threads".split(),
+    ids="one float no-batch bool side tuple width height seed threads channels".split(),
 )
 def test_wrong_arguments_raise(tmp_path, name, value, words):
     arguments = {"num_classes": 2, name.split("[")[0]: value}
@@ -164,6 +165,10 @@ def spoil_mask(folder):
 
 
 def spoil_size(folder):
+    write(folder / "masks/001.png", np.zeros((2, 3), "uint8"))
+
+
+def spoil_turn(folder):
     write(folder / "masks/001.png", np.zeros((6, 4), "uint8"))
 
 
@@ -186,16 +191,27 @@ def spoil_mode(folder):
         (spoil_image, "The image cannot be read: .* Replace .*images.001.png$"),
         (spoil_image_fully, "The image cannot be read: .* Replace .*images.001.png$"),
         (spoil_mask, "The mask cannot be read: .* Replace .*masks.001.png$"),
-        (spoil_size, r"images.001.png of size \(4, 6\), .*1.png of size \(6, 4\)$"),
+        (spoil_size, r"images.001.png of size \(4, 6\), .*1.png of size \(2, 3\)$"),
+        (spoil_turn, r"turned: correct the file. .* \(4, 6\), .* size \(6, 4\)$"),
         (
             spoil_ids,
             r"hold only the ids 0 to 2 and the ignored ids \[255\]. Correct .*"
-            r"`num_classes` or `ignore_class`.*masks.001.png with the ids 3, 7$",
+            r"`num_classes` or `ignore_class`.*masks.001.png with the ids "
+            r"3 \(4 pixels\), 7 \(4 pixels\)$",
         ),
-        (spoil_colors, "not colors. Convert .*masks.001.png of mode RGB$"),
+        (spoil_colors, r"pass labels=.*colors \(9, 9, 8\) \(24 pixels\)$"),
         (spoil_mode, "as a grayscale PNG.*masks.001.jpg of mode CMYK$"),
     ],
-    ids=["image cut", "no picture", "mask cut", "size", "ids", "colors", "mode"],
+    ids=[
+        "image cut",
+        "no picture",
+        "mask cut",
+        "size",
+        "turn",
+        "ids",
+        "colors",
+        "mode",
+    ],
 )
 def test_wrong_files_raise(tmp_path, spoil, words):
     spoil(numbered(tmp_path, 3))
@@ -219,75 +235,6 @@ def test_sizes_that_differ_need_image_size(tmp_path):
 # Meaning
 
 
-@pytest.mark.parametrize(
-    "mode, suffix",
-    [
-        ("RGB", "png"),
-        ("RGBA", "png"),
-        ("L", "jpg"),
-        ("LA", "png"),
-        ("1", "png"),
-        ("P", "png"),
-        ("CMYK", "jpeg"),
-        ("I;16", "PNG"),
-    ],
-)
-def test_images_of_any_mode_become_rgb(tmp_path, mode, suffix):
-    gray = np.array([[0, 255]] * 2, "uint8").repeat(8, 0).repeat(8, 1)
-    if mode == "I;16":
-        write(tmp_path / f"images/a.{suffix}", gray.astype("uint16") * 257)
-    else:
-        rgb = Image.fromarray(gray).convert("RGB").convert(mode)
-        (tmp_path / "images").mkdir()
-        rgb.save(tmp_path / f"images/a.{suffix}")
-    write(tmp_path / "masks/a.png", gray // 255)
-    images, masks = FolderDataset(tmp_path, 2)[0]
-    assert images.dtype == "uint8"
-    np.testing.assert_allclose(images[0], gray[..., None].repeat(3, -1), atol=2)
-    np.testing.assert_array_equal(masks[0], gray // 255)
-
-
-def test_transparent_palette_image(tmp_path):
-    picture = Image.fromarray(np.array([[0, 1]], "uint8")).convert("P")
-    picture.putpalette([10, 20, 30, 40, 50, 60])
-    (tmp_path / "images").mkdir()
-    picture.save(tmp_path / "images/a.png", transparency=bytes([0, 128]))
-    write(tmp_path / "masks/a.png", np.zeros((1, 2), "uint8"))
-    images, _ = FolderDataset(tmp_path, 2)[0]
-    np.testing.assert_array_equal(images[0, 0], [[10, 20, 30], [40, 50, 60]])
-
-
-IDS = np.array([[0, 1, 2], [3, 1, 0]], "uint8")
-
-
-def as_palette():
-    picture = Image.fromarray(IDS).convert("P")
-    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 7, 7, 7])
-    return picture
-
-
-@pytest.mark.parametrize(
-    "picture, ids",
-    [
-        (Image.fromarray(IDS), IDS),
-        (as_palette(), IDS),
-        (Image.fromarray(IDS > 0), IDS > 0),
-        (Image.fromarray(IDS.astype("uint16")), IDS),
-        (Image.fromarray(IDS).convert("RGB"), IDS),
-        (Image.fromarray(IDS).convert("RGBA"), IDS),
-        (Image.fromarray(IDS).convert("LA"), IDS),
-    ],
-    ids=["gray", "palette", "1-bit", "16-bit", "rgb", "rgba", "gray-alpha"],
-)
-def test_masks_of_any_mode_hold_ids(tmp_path, picture, ids):
-    write(tmp_path / "images/a.png", np.zeros((2, 3, 3), "uint8"))
-    (tmp_path / "masks").mkdir()
-    picture.save(tmp_path / "masks/a.png")
-    _, masks = FolderDataset(tmp_path, 4)[0]
-    assert masks.dtype == "uint8"
-    np.testing.assert_array_equal(masks[0], ids)
-
-
 def test_ids_beyond_255(tmp_path):
     ids = np.array([[0, 299, 65535]], "uint16")
     write(tmp_path / "images/a.png", np.zeros((1, 3, 3), "uint8"))
@@ -298,16 +245,52 @@ def test_ids_beyond_255(tmp_path):
     np.testing.assert_array_equal(masks[0], ids.repeat(2, 0).repeat(2, 1))
 
 
-def test_exif_orientation(tmp_path):
-    tags = Image.Exif()
-    tags[0x0112] = 6  # the orientation that is to be turned clockwise
-    image = np.zeros((8, 16, 3), "uint8")
-    image[:, 8:] = 255
-    write(tmp_path / "images/a.jpg", image, exif=tags, quality=95)
-    write(tmp_path / "masks/a.png", np.zeros((16, 8), "uint8"))
-    images, _ = FolderDataset(tmp_path, 2)[0]
-    assert images.shape == (1, 16, 8, 3)
-    assert images[0, :8].mean() < 5 and images[0, 8:].mean() > 250
+@pytest.mark.parametrize("channels, dtype", [(1, "uint8"), (4, "uint8"), (6, "uint16")])
+def test_channels(tmp_path, channels, dtype):
+    bands = np.random.default_rng(0).integers(0, 256, (4, 6, channels)).astype(dtype)
+    write(tmp_path / "masks/a.png", np.ones((4, 6), "uint8"))
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images/a.npy", bands)
+    data = FolderDataset(tmp_path, 2, channels=channels)
+    images, _ = data[0]
+    assert data.channels == channels and images.dtype == dtype
+    np.testing.assert_array_equal(images[0], bands)
+    images, _ = FolderDataset(tmp_path, 2, channels=channels, image_size=(8, 5))[0]
+    assert images.shape == (1, 8, 5, channels) and images.dtype == dtype
+
+
+def test_gray_images_train_a_gray_backbone(tmp_path):
+    data = FolderDataset(
+        numbered(tmp_path, 2),
+        2,
+        channels=1,
+        augmentation=ksa.data.Augmentation((16, 16)),
+    )
+    inputs = keras.Input((None, None, 1))
+    backbone = keras.Model(inputs, keras.layers.Conv2D(4, 4, 4)(inputs))
+    model = ksa.build_segmenter(backbone, 2)
+    model.compile(run_eagerly=EAGER)
+    assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
+
+
+def test_masks_of_another_size_are_resized_by_choice(tmp_path):
+    write(tmp_path / "images/a.png", np.zeros((4, 6, 3), "uint8"))
+    write(tmp_path / "masks/a.png", np.array([[0, 1, 2], [2, 1, 0]], "uint8"))
+    with pytest.raises(ValueError, match=r"Pass `resize_masks=True` \(--resize-masks"):
+        FolderDataset(tmp_path, 3)[0]
+    _, (mask,) = FolderDataset(tmp_path, 3, resize_masks=True)[0]
+    assert mask.tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[2, 2, 1, 1, 0, 0]] * 2
+    spoil_turn(numbered(tmp_path / "turned", 2))
+    with pytest.raises(ValueError, match="One of them is turned"):
+        FolderDataset(tmp_path / "turned", 2, resize_masks=True)[0]
+
+
+def test_labels_travel_with_the_dataset(tmp_path):
+    labels = ksa.data.Labels(["a", "b"], colors=[[1, 2, 3], [4, 5, 6]])
+    data = FolderDataset(numbered(tmp_path, 2), labels=labels)
+    assert data.labels is labels and data.class_names == ("a", "b")
+    np.testing.assert_array_equal(data.colors, labels.colors)
+    assert data.ignore_class == 255 and FolderDataset(tmp_path, 2).labels is None
 
 
 def test_resizing_interpolates_images_but_never_masks(tmp_path):
