@@ -50,6 +50,13 @@ def pairs(folder, *args, **kwargs):
         ("input/{}.png", "seg/{}.npy"),
         ("img_dir/{}.png", "ann_dir/{}.png"),
         ("Images/{}.png", "Masks/{}.png"),
+        ("images_png/{}.png", "masks_png/{}.png"),
+        ("original_images/{}.jpg", "label_images_semantic/{}.png"),
+        ("images_{}/a.png", "masks_{}/a.png"),
+        ("images_b{}/a.png", "masks_b{}/a.png"),
+        ("top_RGB/{}_RGB.tif", "Labels_all/{}_label.tif"),
+        ("my_seg_data/{}.jpg", "my_seg_data/{}_mask.png"),
+        ("my_seg_data/photos/{}.jpg", "my_seg_data/masks/{}.png"),
         ("images/{}_image.png", "masks/{}_mask.png"),
         ("images/{}.png", "masks/{}_mask.png"),
         ("images/{}-img.png", "labels/{}.png"),
@@ -89,6 +96,9 @@ def test_usual_places_and_names(tmp_path, image, mask):
         ("images/{}2017/a.jpg", "annotations/{}2017/a.png"),
         ("{}/a.png", "{}/a_mask.png"),
         ("set/{}/image/x/a.png", "set/{}/gt/x/a.png"),
+        ("uavid_{}/seq1/Images/a.png", "uavid_{}/seq1/Labels/a.png"),
+        ("{}_set/images/a.png", "{}_set/masks/a.png"),
+        ("{}-images-raw/a.png", "{}-masks-raw/a.png"),
     ],
 )
 @pytest.mark.parametrize("words", ["train val test", "training valid testing"])
@@ -276,10 +286,15 @@ def test_splits_without_masks_hold_pictures_to_predict(tmp_path):
     with pytest.raises(ValueError, match="no split 'val' with masks, only 'train'"):
         find_pairs(tmp_path, "val")
     assert len(pairs(tmp_path / "train", "val")) == 1
+    (tmp_path / "train").rename(tmp_path / "test/train")
+    (tmp_path / "test").rename(tmp_path / "seg_data")
+    assert len(pairs(tmp_path, "train")) == 2
 
 
-def test_folders_without_a_role_are_left_out_beside_those_with_one(tmp_path):
+def test_folders_without_a_plain_role_are_left_out_beside_those_with_one(tmp_path):
     make(tmp_path, *named("images/{}.png", "masks/{}.png", "overlays/{}.png"))
+    make(tmp_path, *named("masks_colored/{}.png", "raw_images/{}.png"))
+    assert pairs(tmp_path)[0] == ("images/0.png", "masks/0.png")
     assert len(pairs(tmp_path)) == 2
 
 

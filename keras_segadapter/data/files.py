@@ -18,8 +18,9 @@ _MASK = (
 )
 # A folder's name without separators: a role, a split or both, such as trainannot.
 _FOLDER = re.compile(
-    rf"(?P<above>{SPLIT})?(?:(?P<image>{_IMAGE})|(?P<mask>\w*?annot|{_MASK}))(?:dir)?"
-    rf"(?P<below>{SPLIT})?\d*|(?P<split>{SPLIT})\d*"
+    rf"(?P<above>{SPLIT})?(?:(?P<image>{_IMAGE})|(?P<mask>\w*?annot|{_MASK}))"
+    rf"(?:dir|png|jpe?g|tiff?)?"
+    rf"(?P<below>{SPLIT})?(?P<number>\d*)|(?P<split>{SPLIT})\d*"
 )
 _MASK_WORD = f"(?:{_MASK}|(?:gtfine_)?label(?:train)?ids|(?-i:L))"
 _WORD = f"(?:{_MASK_WORD}|{_IMAGE}|sat|leftimg8bit)"
@@ -39,6 +40,7 @@ class PictureFile(NamedTuple):
     split: str | None
     below: tuple  # its folders that name neither a role nor a split
     stem: str
+    is_plain: bool  # whether the role is all that the name of the folder says
 
     @property
     def name(self):
@@ -74,7 +76,15 @@ def find_files(folder, images=None, masks=None):
             )
         files = [f for f in files if f.path not in named and f.role != role]
         files += named.values()
-    return files
+    # Folders such as `binary_masks` count only where there is no `masks`, and not if a
+    # word such as "seg" in the name of a dataset makes masks of all pictures.
+    plain = {file.role for file in files if file.is_plain}
+    if all(file.role == "mask" for file in files):
+        plain.add("mask")
+    return [
+        file if file.is_plain or file.role not in plain else file._replace(role=None)
+        for file in files
+    ]
 
 
 def walk(folder):
@@ -91,10 +101,13 @@ def _is_picture(name):
 
 def describe(path, root, role=None, place=""):
     """Return a picture as a `PictureFile`; `place` may tell its split too."""
-    by_folder, split, below = _read_folders(path.relative_to(root).parts[:-1])
+    names = path.relative_to(root).parts[:-1]
+    by_folder, is_plain, split, below = _read_folders(names)
     if place and split is None:
-        split = _read_folders(Path(place).parts)[1]
-    return PictureFile(path, role or by_folder, split, below, composed(path.stem))
+        split = _read_folders(Path(place).parts)[2]
+    stem = composed(path.stem)
+    is_plain = is_plain or role is not None
+    return PictureFile(path, role or by_folder, split, below, stem, is_plain)
 
 
 @functools.cache
@@ -102,23 +115,47 @@ def _split_stem(stem):
     """Return a stem without its ending or beginning, and the role that this means."""
     found = _STEM.fullmatch(stem)
     word = found["after"] or found["before"] or found["only"]
-    role = word and ("mask" if re.fullmatch(_MASK_WORD, word, re.I) else "image")
-    return found["name"] or "", role
+    return found["name"] or "", word and _role_of(word)
 
 
 @functools.cache
 def _read_folders(names):
-    """Return the role and the split that folders' names tell, and the other names."""
-    role, split, others = None, None, []
+    """Return what folders' names tell of the files in them.
+
+    Args:
+        names: Tuple of strings.
+
+    Returns:
+        The role or None, whether a folder's name says nothing else, the split or None,
+        and the names that tell neither.
+    """
+    role, is_plain, split, others = None, False, None, []
     for name in map(composed, names):
         found = _FOLDER.fullmatch(re.sub(r"[\W_]+", "", name.lower()))
-        if found is None:
-            others.append(name)
-            continue
-        if found["image"] or found["mask"]:
-            role = "image" if found["image"] else "mask"
-        split = split or split_of(found["above"] or found["below"] or found["split"])
-    return role, split, tuple(others)
+        if found:
+            if found["image"] or found["mask"]:
+                role, is_plain = "image" if found["image"] else "mask", True
+            word = found["above"] or found["below"] or found["split"]
+            rest = found["number"]
+        else:
+            words = re.findall(r"[^\W_\d]+|\d+", name.lower())
+            roles = {_role_of(word) for word in words}
+            if roles > {None}:
+                role, is_plain = "mask" if "mask" in roles else "image", False
+            # The first or last word of a name such as `stage1_train` is its split.
+            ends = [w for w in words[-1:] + words[:1] if re.fullmatch(SPLIT, w)]
+            word = ends[0] if ends else None
+            rest = "_".join(w for w in words if w != word and not _role_of(w))
+        others += [rest] if rest else []
+        split = split or split_of(word)
+    return role, is_plain, split, tuple(others)
+
+
+def _role_of(word):
+    """Return "image" or "mask" for a word that means it, or None."""
+    if re.fullmatch(_MASK_WORD, word, re.I):
+        return "mask"
+    return "image" if re.fullmatch(_WORD, word, re.I) else None
 
 
 def composed(name):
