@@ -77,7 +77,7 @@ def open_coco(annotations, images=None, **options):
         rows = [
             (row["image_id"], row["category_id"], row) for row in content["annotations"]
         ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             "A COCO annotation file must be JSON with `images` (id, file_name, height, "
             "width), `categories` (id, name) and `annotations` (image_id, category_id, "
@@ -89,6 +89,7 @@ def open_coco(annotations, images=None, **options):
     ids = [id_ for id_, _ in categories if is_object[id_]]
     classes = dict.fromkeys(is_object, 0) | {id_: i + 1 for i, id_ in enumerate(ids)}
     void = ignored_ids(options.get("ignore_class", "auto"), len(names))
+    known_images = {id_ for id_, _, _ in sizes}
     objects, left_out = defaultdict(list), 0
     for image, category, row in rows:
         outline = row.get("segmentation")
@@ -98,11 +99,15 @@ def open_coco(annotations, images=None, **options):
         if not outline:
             left_out += 1
             continue
-        if category not in classes:
-            raise ValueError(
-                "Each category_id must be the id of a category. Correct the file. "
-                f"Received: {path} with category_id={category}"
-            )
+        for name, id_, known in (
+            ("category_id", category, classes),
+            ("image_id", image, known_images),
+        ):
+            if id_ not in known:
+                raise ValueError(
+                    "Each annotation must belong to one of the images and categories. "
+                    f"Correct the file. Received: {path} with {name}={id_!r}"
+                )
         if row.get("iscrowd") and not void:
             raise ValueError(
                 "Crowds need an ignored id, and there is none. Pass `ignore_class`, "
