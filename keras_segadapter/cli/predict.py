@@ -1,0 +1,158 @@
+"""`segadapter predict`: masks and overlays of photos."""
+
+import functools
+import sys
+
+import numpy as np
+from PIL import Image
+
+import keras_segadapter as ksa
+from keras_segadapter.cli.models import load_segmenter
+from keras_segadapter.data.reading import PICTURES, read_image, write_mask
+
+_ENDINGS = ("_mask.png", "_overlay.png")
+
+
+def predict(args):
+    """Write the mask and the overlay of each photo, and print the classes' shares."""
+    photos = list_photos(args.inputs)
+    outputs = _name_outputs(photos, args.out)
+    _check_outputs(photos, outputs, args.overwrite)
+    model, segment, channels = _open(args)
+    loaded = _peak_memory()
+    for photo, written in zip(photos, outputs, strict=True):
+        shares = _predict_one(photo, written, segment, channels, model.colors)
+        names = model.class_names or [f"class {i}" for i in range(len(shares))]
+        listed = [
+            f"{names[i]} {shares[i]:.1%}" for i in np.argsort(-shares) if shares[i]
+        ]
+        print(f"{photo}: {', '.join(listed)}")
+    folders = sorted({str(mask.parent) for mask, _ in outputs})
+    print(f"wrote masks and overlays of {len(photos)} photos to {', '.join(folders)}")
+    if loaded is not None:
+        peak = _peak_memory()
+        print(
+            f"peak memory: {peak / 1e9:.2f} GB, {(peak - loaded) / 1e9:.2f} GB above "
+            "the loaded model"
+        )
+
+
+def list_photos(inputs):
+    """Return the files among the inputs, and the pictures in the folders among them.
+
+    What this command has written beside a photo of a folder is left out.
+
+    Raises:
+        ValueError: If an input does not exist, or if a folder holds no pictures.
+    """
+    photos = []
+    for place in inputs:
+        if place.is_file():
+            photos.append(place)
+            continue
+        if not place.is_dir():
+            raise ValueError(f"There is no file or folder '{place}'. Correct the path.")
+        files = [path for path in sorted(place.iterdir()) if is_picture(path)]
+        stems = {stem for path in files for stem in (path.stem, _long_stem(path))}
+        own = {f"{stem}{ending}" for stem in stems for ending in _ENDINGS}
+        found = [path for path in files if path.name not in own]
+        if not found:
+            raise ValueError(
+                f"The folder must hold pictures ({', '.join(PICTURES)}). Received: "
+                f"'{place}'"
+            )
+        photos += found
+    return [*{path.resolve(): path for path in photos}.values()]
+
+
+def is_picture(path):
+    """Return whether a path is that of a picture that can be read."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+
+
+def _name_outputs(photos, out):
+    """Return the paths of the mask and the overlay of each photo.
+
+    Raises:
+        ValueError: If two photos would have the same ones.
+    """
+    for name in (lambda path: path.stem, _long_stem):
+        places = [(out or path.parent) / name(path) for path in photos]
+        if len(set(places)) == len(places):
+            break
+    else:
+        twice = next(place for place in places if places.count(place) > 1)
+        raise ValueError(
+            "Photos of one name can't be written to one folder. Segment them one after "
+            "the other, each with an --out of its own. Received: "
+            + " and ".join(
+                str(path)
+                for path, place in zip(photos, places, strict=True)
+                if place == twice
+            )
+        )
+    return [
+        tuple(place.with_name(place.name + ending) for ending in _ENDINGS)
+        for place in places
+    ]
+
+
+def _long_stem(path):
+    """Return the name of a file with its suffix, for those that share a stem."""
+    return path.name.replace(".", "_")
+
+
+def _check_outputs(photos, outputs, overwrite):
+    """Validate that no file is lost.
+
+    Raises:
+        ValueError: If one to be written exists and is not to be overwritten, or if it
+            is one of the photos.
+    """
+    existing = [path for pair in outputs for path in pair if path.exists()]
+    photos = {path.resolve() for path in photos}
+    inputs = [path for path in existing if path.resolve() in photos]
+    if inputs or (existing and not overwrite):
+        fix = "Pass --out FOLDER to write elsewhere"
+        if not inputs:
+            fix += ", or --overwrite to replace what is there"
+        raise ValueError(
+            "What this command writes must not replace other files unasked. "
+            f"{fix}. Received: {(inputs or existing)[0]}, which exists"
+        )
+
+
+def _open(args):
+    """Return the model, a function that segments a photo with it, and its channels."""
+    if args.model.suffix == ".keras":
+        model = load_segmenter(args.model)
+        tiles = {"tile": args.tile, "overlap": args.overlap}
+        segment = functools.partial(ksa.predict_labels, model, **tiles)
+        return model, segment, model.input_shape[-1]
+    if args.tile is not None or args.overlap is not None:
+        args.parser.error("--tile and --overlap have an effect on .keras files only.")
+    model = ksa.open_exported(args.model)
+    return model, model, model.channels
+
+
+def _predict_one(photo, written, segment, channels, colors):
+    """Segment a photo, write mask and overlay, and return each class' share of it."""
+    image = read_image(photo, channels)  # (H, W, C)
+    labels = segment(image)  # (H, W)
+    written[0].parent.mkdir(parents=True, exist_ok=True)
+    write_mask(written[0], labels)
+    overlay = ksa.visualization.overlay(image, labels, colors=colors)
+    Image.fromarray(overlay).save(written[1])
+    # Row by row: counting takes 8 bytes per pixel.
+    counts = [np.bincount(row, minlength=int(labels.max()) + 1) for row in labels]
+    return np.sum(counts, axis=0) / labels.size
+
+
+def _peak_memory():
+    """Return the largest memory that this process has had, in bytes, or None."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

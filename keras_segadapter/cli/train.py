@@ -1,0 +1,243 @@
+"""`segadapter train`: a model from images and masks."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import keras_segadapter as ksa
+from keras_segadapter.cli.backbones import build_backbone
+from keras_segadapter.cli.record import BEST, Record
+from keras_segadapter.cli.sources import (
+    count_pixels,
+    inspect_source,
+    is_tfds,
+    open_source,
+    scenes,
+)
+
+_MODELS = ("best.keras", "model.keras")
+_STATE = "backup/state.json"
+
+
+def train(args):
+    """Train a model, and write it and the record of its training to a folder."""
+    args.out = args.out or Path("runs") / _name_of(args.data)
+    _check_folder(args)
+    print(f"Keras {keras.__version__} on {keras.config.backend()}, {_device()}")
+    keras.utils.set_random_seed(args.seed)
+    data, validation, num_classes, pixels = _load(args)
+    model = _build(args, num_classes)
+    arrays = isinstance(data, tuple)
+    if args.data == "scenes":
+        model.name_classes(ksa.data.SCENE_CLASSES)
+    _compile(args, model, data, pixels)
+
+    if args.overwrite:
+        _clear(args.out)
+    images, masks = validation if arrays else next(iter(validation))[:2]
+    callbacks = [
+        ksa.TrainingPictures(
+            np.asarray(images[:4]),
+            np.asarray(masks[:4]),
+            args.out / "pictures",
+            tensorboard=args.tensorboard,
+        ),
+        Record(args.out, args.early_stopping),
+    ]
+    if args.tensorboard:
+        callbacks.append(
+            keras.callbacks.TensorBoard(args.tensorboard, write_graph=False)
+        )
+    args.resumable = args.out / _STATE
+    history = model.fit(
+        *(data if arrays else [data]),
+        batch_size=args.batch if arrays else None,
+        validation_data=validation,
+        epochs=args.epochs,
+        callbacks=callbacks,
+        backup=args.out / "backup",
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+
+    model.save(args.out / "model.keras")
+    figures = history.history[BEST]
+    best = int(np.nanargmax(figures))
+    print(
+        f"validation mIoU: {figures[-1]:.3f} (best: {figures[best]:.3f} after epoch "
+        f"{history.epoch[best] + 1})"
+    )
+    print(f"wrote model.keras, best.keras, history.csv and curves.png to {args.out}")
+
+
+def _name_of(data):
+    """Return a name for DATA: that of the folder, file or dataset."""
+    return Path(data.removeprefix("tfds:")).resolve().stem or "train"
+
+
+def _check_folder(args):
+    """Exit with an error if --out holds a training that nothing is said about."""
+    error, out = args.parser.error, args.out
+    if args.resume and not (out / _STATE).exists():
+        error(
+            f"There is nothing to resume: {out} holds no completed epoch. Correct "
+            "--out, or leave --resume out."
+        )
+    held = [name for name in (*_MODELS, _STATE, "history.csv") if (out / name).exists()]
+    if held and not (args.resume or args.overwrite):
+        error(
+            f"{out} already holds a training ({held[0]}). Pass --resume to go on with "
+            "it, --overwrite to replace it, or another --out."
+        )
+
+
+def _clear(out):
+    """Remove what an earlier training wrote."""
+    shutil.rmtree(out / "backup", ignore_errors=True)
+    written = [out / name for name in (*_MODELS, "history.csv", "curves.png")]
+    for path in (*written, *out.glob("pictures/epoch_*.png")):
+        path.unlink(missing_ok=True)
+
+
+def _device():
+    """Return the backend's default device, on which new tensors are."""
+    return f"device {keras.ops.zeros(1).device}"
+
+
+def _load(args):
+    """Inspect and open the data.
+
+    Returns:
+        Training data, validation data, the number of classes and, with --class-weights,
+        the number of training pixels per class.
+    """
+    if args.data == "scenes":
+        data, validation = scenes(args.size, args.seed)
+        num_classes = len(ksa.data.SCENE_CLASSES)
+        pixels = count_pixels([data], num_classes) if args.class_weights else None
+        return data, validation, num_classes, pixels
+    sources = args.data, args.val or args.data
+    splits = args.split or _default_splits(args)
+    reports = _inspect(args, sources, splits)
+    options = {"batch_size": args.batch, "seed": args.seed}
+    if reports and args.classes is None and reports[0].class_names is None:
+        options["num_classes"] = _infer_classes(reports)
+    training = dict(options, shuffle=True, **_views(args, reports))
+    options["image_size"] = args.size or args.crop
+    data = open_source(args, sources[0], splits[0], **training)
+    validation = open_source(args, sources[1], splits[1], **options)
+    pixels = None
+    if args.class_weights and is_tfds(args.data):
+        pixels = count_pixels(data, data.num_classes)
+    elif args.class_weights:
+        pixels = reports[0].class_pixels
+    return data, validation, data.num_classes, pixels
+
+
+def _default_splits(args):
+    """Return the names of the splits to train and to validate on."""
+    if is_tfds(args.data):
+        return "train", "test"
+    return (None, None) if args.val else ("train", "val")
+
+
+def _inspect(args, sources, splits):
+    """Print and return the reports of files.
+
+    Raises:
+        ValueError: If a report has faults.
+    """
+    reports = []
+    for source, split in zip(sources, splits, strict=True):
+        if not is_tfds(source):  # whose masks are checked while they are read
+            reports.append(inspect_source(args, source, split))
+            print(f"{source}, {split or 'all'}: {reports[-1]}\n")
+            reports[-1].check()
+    return reports
+
+
+def _infer_classes(reports):
+    """Return the number of classes by the highest id in the masks, and say so.
+
+    Raises:
+        ValueError: If the masks hold colors.
+    """
+    found = [report.num_classes for report in reports]
+    if None in found:
+        raise ValueError(
+            "The masks hold colors, and it is not known which classes they stand for. "
+            "Pass --labels with a classes.csv of the columns name,r,g,b, or put it "
+            "into the folder. Received: no --labels"
+        )
+    print(
+        f"classes: {max(found)}, by the highest id; pass --classes for another number"
+    )
+    return max(found)
+
+
+def _views(args, reports):
+    """Return the options that make one size of the images to train on.
+
+    Raises:
+        ValueError: If they differ in size and no flag says what to do.
+    """
+    if args.crop:
+        return {"augmentation": ksa.data.Augmentation(args.crop, args.size)}
+    sizes = sorted({size for report in reports for size in report.sizes})  # (H, W)
+    if args.size is None and len(sizes) > 1:
+        raise ValueError(
+            "The images of a batch must have one size. Pass --size H W to resize them, "
+            f"or --crop H W to train on crops. Received: images of {len(sizes)} sizes"
+        )
+    if args.augment:
+        size = args.size or sizes[0]
+        return {"augmentation": ksa.data.Augmentation(size, size)}
+    return {"image_size": args.size}
+
+
+def _build(args, num_classes):
+    """Build the model, and say where the adapters go and what happens to the input."""
+    channels, preprocessing = args.channels or 3, None
+    backbone = build_backbone(args.backbone, args.weights or "imagenet", channels)
+    if args.freeze:
+        backbone.trainable = False
+    if args.backbone == "small" and channels in (1, 3, 4):  # which are pixels
+        name = "preprocessing_minus_one_to_one"
+        preprocessing = keras.layers.Rescaling(1 / 127.5, -1, name=name)
+    model = ksa.build_segmenter(
+        backbone, num_classes, adapters=args.adapters, preprocessing=preprocessing
+    )
+    values = "pixels in 0..255" if model.takes_pixels else "values as they are"
+    chosen = model.preprocessing.name.removeprefix("preprocessing_").replace("_", " ")
+    if chosen == "none" and model.takes_pixels:
+        chosen = "in the backbone"
+    print(f"input: {channels} channels, {values}; normalization: {chosen}")
+    for stage in model.stages:
+        print(f"stage: {stage.name}, stride {stage.stride}, {stage.channels} channels")
+    return model
+
+
+def _compile(args, model, data, pixels):
+    """Compile the model with warm-up and a cosine over all steps."""
+    arrays = isinstance(data, tuple)
+    batches = -(-len(data[0]) // args.batch) if arrays else len(data)
+    steps = args.epochs * batches
+    warmup = min(steps // 10, 1500)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        args.lr / 100, steps - warmup, warmup_target=args.lr, warmup_steps=warmup
+    )
+    ignored = "auto" if args.ignore is None else args.ignore
+    loss = "auto"
+    if pixels is not None:
+        weights = ksa.balanced_class_weight(pixels)
+        shown = ", ".join(f"{weight:.3g}" for weight in weights)
+        print(f"class weights: {shown}")
+        loss = ksa.SegmentationCrossentropy(ignored, class_weight=weights)
+    model.compile(
+        ksa.AdamW(schedule),
+        loss,
+        ignore_class=ignored,
+        jit_compile={"on": True, "off": False, "auto": "auto"}[args.jit],
+    )
