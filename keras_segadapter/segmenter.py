@@ -6,14 +6,12 @@ import inspect
 import keras
 import numpy as np
 from keras import layers
-from PIL import Image
 
 from keras_segadapter.backbones.preprocessing import (
     check_backbone,
     default_preprocessing,
     normalizes,
 )
-from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import (
     add_at_finest,
@@ -23,7 +21,7 @@ from keras_segadapter.graph.splice import (
     splice_adapters,
 )
 from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
-from keras_segadapter.inference.predict import check_input, label_images
+from keras_segadapter.inference.predict import as_array, check_input, label_images
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
@@ -96,6 +94,8 @@ class Segmenter(keras.Model):
         preprocessing: The layer between the image and the backbone.
         takes_pixels: Whether images go in as pixels in 0..255, which the preprocessing
             or the backbone itself normalizes.
+        scorer: Functional model from images to class scores at the finest stride,
+            without the auxiliary path.
         class_names: Tuple of K strings, or None.
         colors: RGB colors, uint8 `(K, 3)`, or None.
         features: Dict of symbolic feature maps `(B, h, w, C)`, a list over the stages
@@ -203,6 +203,7 @@ class Segmenter(keras.Model):
         self.takes_pixels = not identity or normalizes(functional)
         self.name_classes(class_names, colors)
         self._features = features
+        self.scorer = keras.Model(image, outputs["logits"], name=f"{self.name}_scores")
         logits = ResizeLike(dtype="float32", name=free_name("resize", taken))(
             [logits, image]
         )
@@ -494,9 +495,7 @@ class Segmenter(keras.Model):
         """
         if isinstance(images, (list, tuple)):
             return [self.segment(image) for image in images]
-        if isinstance(images, Image.Image):
-            images = picture_pixels(images, self.input_shape[-1])
-        images = np.asarray(images)
+        images = as_array(self, images)
         check_input(self, images)
         if images.ndim == 3:
             return label_images(self, images[None])[0]

@@ -6,15 +6,11 @@ image row by row.
 """
 
 import itertools
-import weakref
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_segadapter.layers.native import resize_bilinear
-
-_SCORES = weakref.WeakKeyDictionary()  # a model of the scores alone for each segmenter
 
 
 def image_rows(model, images):
@@ -54,9 +50,7 @@ def fitted(model, images):
 
 def _scores(model, images):
     """Predict the class scores `(B, h, w, K)` at the finest stride, nothing else."""
-    if model not in _SCORES:
-        _SCORES[model] = keras.Model(model.input, model.output["logits"])
-    return _SCORES[model].predict_on_batch(images)
+    return model.scorer.predict_on_batch(images)
 
 
 def resized_rows(rows, size, new_size):
