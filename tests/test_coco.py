@@ -113,7 +113,7 @@ def test_crowds_are_ignored(tmp_path):
     expected[2:5, 2:5] = 2
     np.testing.assert_array_equal(drawn(path), expected)
     assert set(np.unique(drawn(path, ignore_class=[7, 8]))) == {0, 2, 7}
-    with pytest.raises(ValueError, match=r"Pass `ignore_class`, such as 65535, .*3 cla"):
+    with pytest.raises(ValueError, match=r"`ignore_class`, such as 65535, .*3 cla"):
         drawn(path, ignore_class=None)
 
 
