@@ -170,6 +170,13 @@ def test_colors_in_a_file(tmp_path, name, text):
             id="dict of ids",
         ),
         pytest.param(
+            "a.json",
+            '{"5": "sky", "6": "road"}',
+            ("sky", "road"),
+            {5: 0, 6: 1},
+            id="dict of names",
+        ),
+        pytest.param(
             "a.json", '["sky", "road"]', ("sky", "road"), None, id="list of names"
         ),
         pytest.param(

@@ -75,8 +75,11 @@ def _read_json(text):
     if isinstance(data, list):
         yield from ({"name": row} if isinstance(row, str) else row for row in data)
         return
-    for name, value in data.items():
-        yield {"name": name, "id" if isinstance(value, int) else "color": value}
+    for key, value in data.items():
+        if key.isdigit() and isinstance(value, str):
+            yield {"id": key, "name": value}
+        else:
+            yield {"name": key, "id" if isinstance(value, int) else "color": value}
 
 
 def _read_text(text):
