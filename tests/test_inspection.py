@@ -343,9 +343,11 @@ def test_one_pixel(tmp_path):
 def test_wrong_arguments_raise(tmp_path):
     write_masks(tmp_path, blocks(0, 1))
     with pytest.raises(
-        ValueError, match=r"already has a split.*num_classes=3 for a da"
+        ValueError, match=r"its own options.*num_classes=3, .* of 2 classes$"
     ):
         inspect_folder(FolderDataset(tmp_path, 2), num_classes=3)
+    with pytest.raises(ValueError, match="its own options"):
+        inspect_folder(FolderDataset(tmp_path, 2), ignore_class=7)
     with pytest.raises(ValueError, match="`num_classes` must be at least 2"):
         inspect_folder(tmp_path, num_classes=1)
     with pytest.raises(TypeError, match=r"`ignore_class` must be .*'void'"):

@@ -96,11 +96,14 @@ def inspect_folder(
         )
         if not known:
             source.num_classes, source._table = None, _AnyIds(ignore_class)
-    elif split is not None or num_classes is not None or labels is not None:
+        return FolderReport(source)
+    given = [split, num_classes, labels, layout, images, masks, resize_masks or None]
+    if any(value is not None for value in given) or ignore_class != "auto":
         raise ValueError(
-            "A FolderDataset already has a split and classes. Leave out `split`, "
-            f"`num_classes` and `labels`. Received: split={split!r}, num_classes="
-            f"{num_classes} for a dataset of {source.num_classes} classes"
+            "A FolderDataset is inspected with its own options. Leave out all others. "
+            f"Received: split={split!r}, num_classes={num_classes}, layout={layout!r}, "
+            f"ignore_class={ignore_class!r}, ... for a dataset of {source.num_classes} "
+            "classes"
         )
     return FolderReport(source)
 
