@@ -353,7 +353,7 @@ def test_lookup_is_fast():
         pytest.param(
             np.uint8([[[9, 9, 8]] * 4]),
             {"num_classes": 3},
-            r"Labels\(names, \{\(r, g, b\): class.*--labels.* \(9, 9, 8\) \(4 pixels\)$",
+            r"Labels\(names, \{\(r, g, b\): class.*--labels.*\(9, 9, 8\) \(4 pixels\)$",
             id="no labels",
         ),
         pytest.param(

@@ -116,10 +116,10 @@ class Labels:
         A CSV file has a header, with a column `name` and, for color-coded masks, `r`,
         `g` and `b`, or, if masks hold ids other than the numbers of the rows, `id`. A
         JSON file has a list of objects with such a `name`, `color` and `id`, or a dict
-        from names to colors or ids, or from ids to names. A text file has a name per line, and perhaps an RGB
-        color. The order of the names is that of the classes. Rows of one name make one
-        class; those named `void`, `unlabeled`, `unlabelled`, `ignore` or `ignored` are
-        ignored.
+        from names to colors or ids, or from ids to names. A text file has a name per
+        line, and perhaps an RGB color. The order of the names is that of the classes.
+        Rows of one name make one class; those named `void`, `unlabeled`, `unlabelled`,
+        `ignore` or `ignored` are ignored.
 
         Args:
             path: Path of a `.csv`, `.json` or `.txt` file.
