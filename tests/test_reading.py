@@ -456,7 +456,7 @@ def test_missing_tifffile_raises(tmp_path, monkeypatch):
 
 
 def test_png_of_16_bits_under_an_old_pillow():
-    """Before Pillow 11, PNG files of 16 bits opened as pictures of 32 bits."""
+    """Older versions open PNG files of 16 bits as pictures of 32 bits."""
     picture = Image.fromarray(DEEP[..., 0].astype("int32"))
     picture.format = "PNG"
     np.testing.assert_array_equal(picture_pixels(picture, 1)[..., 0], DEEP[..., 0] >> 8)

@@ -63,7 +63,7 @@ def picture_pixels(picture, channels=3):
             f"channels={channels}, picture of mode {picture.mode}"
         )
     name = getattr(picture, "filename", "") or f"a picture of mode {picture.mode}"
-    # Before Pillow 11, PNG files of 16 bits were pictures of 32 bits.
+    # Older versions of Pillow open PNG files of 16 bits as pictures of 32 bits.
     is_deep = picture.mode == "I" and picture.format == "PNG"
     picture = ImageOps.exif_transpose(picture)
     if picture.mode[0] in "IF":
