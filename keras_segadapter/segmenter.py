@@ -516,7 +516,7 @@ class Segmenter(keras.Model):
             A functional `keras.Model` from images `(B, H, W, C)` as this model takes
             them to float32 logits `(B, H, W, K)`, or class ids `(B, H, W)`: uint8 up to
             256 classes, int32 beyond. Once saved, it is loaded after `import
-            keras_segadapter`. `examples/export.py` writes it for other runtimes.
+            keras_segadapter`. `export_model` writes it for other runtimes.
 
         Example:
 

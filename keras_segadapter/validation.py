@@ -188,7 +188,10 @@ def check_masks(masks, images_shape, num_classes, ignored):
         "compile(ignore_class=[...])"
     )
     if black_and_white:
-        fix = "They look like black and white pictures: use masks // 255"
+        fix = (
+            "They look like black and white pictures: use masks // 255, or read the "
+            "files with labels=keras_segadapter.data.BINARY"
+        )
         if not wrong:
             fault = "The masks hold nothing but class 0 and the ignored id 255"
     elif not wrong:
