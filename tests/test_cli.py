@@ -1,6 +1,7 @@
 """Tests of the command `segadapter`."""
 
 import csv
+import json
 import re
 import shlex
 import subprocess
@@ -14,13 +15,14 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.cli import main
-from keras_segadapter.cli.backbones import build_backbone
+from keras_segadapter.cli import backbones, main
+from keras_segadapter.cli.predict import _list_shares
 from keras_segadapter.cli.record import Record, read_history
 from keras_segadapter.data.reading import read_mask
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("inspect", "train", "predict", "evaluate", "export")
+SMALL_BACKBONE = backbones.small_backbone
 NAMES = ("background", "leaf", "stem")
 COLORS = np.array([(0, 0, 0), (0, 200, 0), (200, 100, 0)], "uint8")
 QUICK = ("--epochs", 1, "--batch", 2, "--jit", "off")
@@ -58,6 +60,21 @@ def run(*arguments):
         return main([str(argument) for argument in arguments])
     except SystemExit as stop:  # of argparse
         return stop.code
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_backbone():
+    """Put a backbone of two layers in the place of the small one."""
+
+    def build(channels=3):
+        inputs = keras.Input((None, None, channels))
+        fine = keras.layers.Conv2D(4, 4, 4, activation="relu")(inputs)
+        deep = keras.layers.Conv2D(6, 2, 2, activation="relu")(fine)
+        return keras.Model(inputs, deep, name="small")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "small_backbone", build)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +140,8 @@ def test_a_training_writes_models_history_curves_and_pictures(trained):
     with Image.open(out / "curves.png") as curves:
         assert curves.size == (900, 400)
     assert len([*out.glob("pictures/epoch_0001*.png")]) == 2
+    with Image.open(out / "pictures/epoch_0001.png") as picture:
+        assert picture.width > 6 * 240  # image, mask, result, coarse map, 2 stages
     model = keras.models.load_model(out / "best.keras")
     assert model.class_names == NAMES
     assert np.array_equal(model.colors, COLORS)
@@ -215,10 +234,12 @@ def test_a_list_with_other_validation_data_and_augmentation(trained, tmp_path, c
     pairs = [f"images/{stem}.png masks/{stem}.png" for stem in stems(5)]
     write_pairs(tmp_path, "images/{}.png", "masks/{}.png", stems(5))
     names.write_text("\n".join(pairs))
-    flags = ("--val", trained / "data", "--augment", "--classes", 3)
+    flags = ("--val", trained / "data", "--augment", "--classes", 3, "--channels", 1)
     assert run("train", names, *flags, *QUICK, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert printed.count(", all: 5 images") == 2
+    model = keras.models.load_model(tmp_path / "out/model.keras")
+    assert model.input_shape == (None, None, None, 1)
 
 
 class Stub:
@@ -296,13 +317,20 @@ def test_predict_takes_several_inputs_once_and_not_its_own_pictures(
         Image.new("RGB", (24, 16)).save(photos / name)
     (photos / "notes.txt").touch()
     assert run("predict", saved, photos, photos / "a.png") == 0
-    assert "of 3 photos" in capsys.readouterr().out
+    assert ": 3 each" in capsys.readouterr().out
     written = {"a_png_mask.png", "b_JPG_mask.png", "b_png_mask.png"}
     assert {path.name for path in photos.glob("*_mask.png")} == written
     assert run("predict", saved, photos) == 1
     assert "a_png_mask.png, which exists" in capsys.readouterr().err
     assert run("predict", saved, photos, "--overwrite", "--tile", 16) == 0
-    assert "of 3 photos" in capsys.readouterr().out
+    assert ": 3 each" in capsys.readouterr().out
+
+
+def test_small_shares_are_counted():
+    shares = np.array([0.0992, 0, 0.9, 0.0005])
+    listed = "sky 90.0%, sea 9.9%, 1 more below 0.1%"
+    assert _list_shares(shares, ("sea", "ship", "sky", "buoy")) == listed
+    assert _list_shares(shares[:3], None) == "class 2 90.0%, class 0 9.9%"
 
 
 def test_predict_does_not_replace_masks_that_it_did_not_write(saved, tmp_path, capsys):
@@ -359,14 +387,87 @@ def test_inspect_prints_each_split_and_finds_faults(tmp_path, capsys):
     assert "train" not in printed.partition("\n")[0] and "Fault" in printed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["small", "MiTB0", "MobileNetV3Small", "keras_hub", "keras_cv"]
-)
-def test_a_backbone_of_each_library_is_built_by_name(tmp_path, name):
-    import json
+def write_dataset(folder, layout):
+    """Write four training and two validation images in a public dataset's layout."""
+    image_folder, mask_folder, endings, ids = {
+        "ade20k": ("images/{}", "annotations/{}", (".jpg", ".png"), (0, 150)),
+        "cityscapes": (
+            "leftImg8bit/{}/ulm",
+            "gtFine/{}/ulm",
+            ("_leftImg8bit.png", "_gtFine_labelIds.png"),
+            (7, 33),
+        ),
+        "pascal_voc": ("JPEGImages", "SegmentationClass", (".jpg", ".png"), (0, 20)),
+    }[layout]
+    names = {"ade20k": ("training", "validation")}.get(layout, ("train", "val"))
+    random = np.random.default_rng(0)
+    for split, count in zip(names, (4, 2), strict=True):
+        stems = [f"{split}_{i}" for i in range(count)]
+        for kind, ending in zip((image_folder, mask_folder), endings, strict=True):
+            (folder / kind.format(split)).mkdir(parents=True, exist_ok=True)
+            for stem in stems:
+                if kind == image_folder:
+                    pixels = random.integers(0, 256, (32, 48, 3), "uint8")
+                else:
+                    pixels = random.choice(np.array(ids, "uint8"), (32, 48))
+                path = folder / kind.format(split) / f"{stem}{ending}"
+                Image.fromarray(pixels).save(path)
+        if layout == "pascal_voc":
+            lists = folder / "ImageSets/Segmentation"
+            lists.mkdir(parents=True, exist_ok=True)
+            (lists / f"{split}.txt").write_text("\n".join(stems) + "\n")
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ade20k", "cityscapes", "pascal_voc"])
+def test_a_dataset_as_unpacked_trains_by_its_name_alone(tmp_path, layout, capsys):
+    write_dataset(tmp_path / layout, layout)
+    options = (*QUICK, "--crop", 32, 32, "--out", tmp_path / "out")
+    assert run("train", tmp_path / layout, *options) == 0
+    printed = capsys.readouterr().out
+    assert "train: 4 images" in printed and "val: 2 images" in printed
+    assert "validation mIoU: 0." in printed
+    model, data = tmp_path / "out/best.keras", tmp_path / layout
+    assert run("evaluate", model, data) == 0
+    assert "2 images" in capsys.readouterr().out
+    assert run("inspect", data) == 0
+    printed = capsys.readouterr().out
+    assert "train: 4 images" in printed and "val: 2 images" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # tensorflow-datasets warns about itself
+def test_a_dataset_of_tensorflow_datasets_trains(tmp_path, capsys):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow as tf
+
+    def pets(builder, split, **_):
+        count = 6 if split == "train" else 2
+        random = np.random.default_rng(0)
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "image": random.integers(0, 256, (count, 40, 30, 3), "uint8"),
+                "segmentation_mask": random.integers(1, 4, (count, 40, 30, 1), "uint8"),
+            }
+        )
+
+    data, out = "tfds:oxford_iiit_pet", tmp_path / "out"
+    sizes = ("--size", 32, 48, "--crop", 32, 32, "--class-weights", "balanced")
+    with tfds.testing.mock_data(as_dataset_fn=pets, data_dir=tmp_path):
+        assert run("train", data, *sizes, *QUICK, "--out", out) == 0
+        printed = capsys.readouterr().out
+        assert run("evaluate", out / "best.keras", data, "--size", 32, 48) == 0
+    assert "validation mIoU: 0." in printed and "class weights: " in printed
+    printed = capsys.readouterr().out
+    assert "2 images" in printed and "background" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MiTB0", "MobileNetV3Small", "keras_hub", "keras_cv"])
+def test_a_backbone_of_each_library_trains(tmp_path, monkeypatch, name):
     import test_stages
+
+    monkeypatch.setattr(backbones, "small_backbone", SMALL_BACKBONE)
 
     # A preset's name needs the network; a folder of the same form does not.
     if name == "keras_hub":
@@ -377,10 +478,12 @@ def test_a_backbone_of_each_library_is_built_by_name(tmp_path, name):
         (tmp_path / "preset/config.json").write_text(
             json.dumps({**config, "weights": None})
         )
-    written = f"{name}:{tmp_path / 'preset'}" if "_" in name else name
-    backbone = build_backbone(written, "none")
-    model = ksa.build_segmenter(backbone, 3)
-    assert model.segment(np.zeros((64, 64, 3), "uint8")).shape == (64, 64)
+    backbone = f"{name}:{tmp_path / 'preset'}" if "_" in name else name
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_pairs(data, "images/{}.png", "masks/{}.png", stems(5))
+    flags = ("--backbone", backbone, "--weights", "none", "--size", 64, 64)
+    assert run("train", data, *flags, *QUICK, "--out", out) == 0
+    assert (out / "model.keras").exists()
 
 
 # Edges

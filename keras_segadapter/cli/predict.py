@@ -11,6 +11,7 @@ from keras_segadapter.cli.models import load_segmenter
 from keras_segadapter.data.reading import PICTURES, read_image, write_mask
 
 _ENDINGS = ("_mask.png", "_overlay.png")
+_SMALL = 0.001  # share of a photo below which classes are only counted
 
 
 def predict(args):
@@ -22,13 +23,9 @@ def predict(args):
     loaded = _peak_memory()
     for photo, written in zip(photos, outputs, strict=True):
         shares = _predict_one(photo, written, segment, channels, model.colors)
-        names = model.class_names or [f"class {i}" for i in range(len(shares))]
-        listed = [
-            f"{names[i]} {shares[i]:.1%}" for i in np.argsort(-shares) if shares[i]
-        ]
-        print(f"{photo}: {', '.join(listed)}")
+        print(f"{photo}: {_list_shares(shares, model.class_names)}")
     folders = sorted({str(mask.parent) for mask, _ in outputs})
-    print(f"wrote masks and overlays of {len(photos)} photos to {', '.join(folders)}")
+    print(f"masks and overlays written to {', '.join(folders)}: {len(outputs)} each")
     if loaded is not None:
         peak = _peak_memory()
         print(
@@ -146,6 +143,16 @@ def _predict_one(photo, written, segment, channels, colors):
     # Row by row: counting takes 8 bytes per pixel.
     counts = [np.bincount(row, minlength=int(labels.max()) + 1) for row in labels]
     return np.sum(counts, axis=0) / labels.size
+
+
+def _list_shares(shares, class_names):
+    """Return the classes that occur and their shares, the largest first."""
+    names = class_names or [f"class {i}" for i in range(len(shares))]
+    order = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
+    listed = [f"{names[i]} {shares[i]:.1%}" for i in order if shares[i] >= _SMALL]
+    if len(listed) < len(order):
+        listed.append(f"{len(order) - len(listed)} more below {_SMALL:.1%}")
+    return ", ".join(listed)
 
 
 def _peak_memory():

@@ -34,7 +34,8 @@ def kind_of(data):
     if data == "scenes" or data.startswith("tfds:"):
         return data.partition(":")[0]
     suffix = Path(data).suffix.lower()
-    return {".txt": "list", ".json": "coco"}.get(suffix, "folder")
+    lists = dict.fromkeys((".txt", ".csv", ".tsv", ".lst"), "list")
+    return (lists | {".json": "coco"}).get(suffix, "folder")
 
 
 def is_tfds(data):
@@ -74,15 +75,19 @@ def inspect_source(args, data, split):
 
 
 def has_classes(args, data, split):
-    """Return whether flags or the data themselves say what the classes are."""
+    """Return whether flags or the data say what the classes are.
+
+    What is found in a folder is printed, as by `open_folder`.
+    """
     kind = kind_of(data)
-    if args.labels or args.classes or kind == "coco":
-        return True
     if kind == "tfds":
-        return data.removeprefix("tfds:").split("/")[0].split(":")[0] in KNOWN
-    places = _places(args)
-    found = find_source(data, split, labels=None, num_classes=None, **places)
-    return found[-1] is not None
+        known = data.removeprefix("tfds:").split("/")[0].split(":")[0] in KNOWN
+    elif kind == "coco":
+        known = True
+    else:
+        given = {"labels": args.labels, "num_classes": args.classes}
+        known = find_source(data, split, **given, **_places(args))[-1] is not None
+    return known or args.labels is not None or args.classes is not None
 
 
 def open_source(args, data, split, **options):
