@@ -242,6 +242,30 @@ def test_a_list_with_other_validation_data_and_augmentation(trained, tmp_path, c
     assert model.input_shape == (None, None, None, 1)
 
 
+@pytest.mark.integration
+def test_a_coco_file_is_inspected_divided_and_trained_on(tmp_path, capsys):
+    pytest.importorskip("pycocotools")
+    write_pairs(tmp_path, "{}.png", "masks/{}.png", stems(5))
+    square = [4, 4, 20, 4, 20, 20, 4, 20]  # x, y of the corners
+    content = {"images": [], "categories": [{"id": 3, "name": "crop"}]}
+    content["annotations"] = [
+        {"image_id": i, "category_id": 3, "segmentation": [square]} for i in range(5)
+    ]
+    for i, stem in enumerate(stems(5)):
+        row = {"id": i, "file_name": f"{stem}.png", "height": 32, "width": 48}
+        content["images"].append(row)
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps(content))
+    assert run("inspect", path) == 0
+    assert "all: 5 images" in capsys.readouterr().out
+    assert run("train", path, *QUICK, "--out", tmp_path / "out") == 0
+    assert "train: 4 images" in capsys.readouterr().out
+    model = tmp_path / "out/best.keras"
+    assert keras.models.load_model(model).class_names == ("background", "crop")
+    assert run("evaluate", model, path) == 0
+    assert "1 images" in capsys.readouterr().out
+
+
 class Stub:
     """A model that counts how often it is saved."""
 
@@ -594,9 +618,10 @@ def test_faults_end_in_one_line_before_training(tmp_path, fault, message, capsys
     "error, code, line",
     [
         (KeyboardInterrupt(), 130, "segadapter: stopped by Ctrl-C."),
+        (RuntimeError("KeyboardInterrupt: "), 130, "segadapter: stopped by Ctrl-C."),
         (RuntimeError("out of\nmemory"), 1, "segadapter: error: out of memory."),
     ],
-    ids=["Ctrl-C", "error"],
+    ids=["Ctrl-C", "Ctrl-C in TensorFlow's reader", "error"],
 )
 def test_a_stopped_training_says_how_to_resume(
     tmp_path, monkeypatch, capsys, error, code, line
@@ -614,6 +639,21 @@ def test_a_stopped_training_says_how_to_resume(
     printed = capsys.readouterr().err
     resume = f"segadapter {shlex.join(map(str, command))} --resume"
     assert printed == f"{line} To go on after the last epoch: {resume}\n"
+
+
+def test_an_error_that_tensorflow_quotes_is_one_line(tmp_path, monkeypatch, capsys):
+    message = "Masks must hold only the ids 0 to 1. Received: mask of pets"
+    quoted = f"ValueError: {message}\nTraceback (most recent call last):\n\n  File"
+    quoted += (
+        f' "x.py", line 1, in f\n\nValueError: {message}\n\n\t [[{{{{node PyFunc}}}}]]'
+    )
+
+    def fail(*args, **kwargs):
+        raise RuntimeError(f"{{{{function_node g}}}} {quoted} [Op:IteratorGetNext]")
+
+    monkeypatch.setattr(ksa.data, "inspect_folder", fail)
+    assert run("inspect", tmp_path) == 1
+    assert capsys.readouterr().err == f"segadapter: error: {message}.\n"
 
 
 @pytest.mark.parametrize(

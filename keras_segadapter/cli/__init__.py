@@ -28,12 +28,13 @@ def main(argv=None):
     commands = {f.__name__: f for f in (inspect, train, predict, evaluate, export)}
     try:
         return commands[args.command](args) or 0
-    except KeyboardInterrupt:
-        code, reason = 130, "stopped by Ctrl-C"
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         if args.traceback:
             traceback.print_exc()
         code, reason = 1, f"error: {_one_line(error)}"
+        # TensorFlow makes an error of its own of a Ctrl-C while data is read.
+        if "KeyboardInterrupt" in f"{type(error).__name__} {error}":
+            code, reason = 130, "stopped by Ctrl-C"
     reason = reason.rstrip(".") + "."
     print(f"segadapter: {reason}{_how_to_resume(args, argv)}", file=sys.stderr)
     return code
