@@ -210,7 +210,17 @@ def test_best_epochs_are_those_of_the_highest_miou(tiny_backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["head", "logits", "aux", "image", "adapter_s4", "coarse", "resize"]
+    "name",
+    [
+        "head",
+        "logits",
+        "aux",
+        "image",
+        "adapter_s4",
+        "coarse",
+        "resize",
+        "preprocessing",
+    ],
 )
 def test_a_backbone_may_name_its_layers_as_we_do(tmp_path, name):
     inputs = keras.Input((None, None, 3), name="image" if name == "image" else None)
