@@ -121,9 +121,7 @@ def test_each_picture_shows_what_its_title_says(tiny_backbone, tmp_path, sheets)
 
 @pytest.mark.parametrize("names", [None, ("field", "wood", "lake")])
 @pytest.mark.parametrize("colors", [None, RNG.integers(0, 256, (K, 3), "uint8")])
-def test_names_and_colors_of_the_model(
-    tiny_backbone, tmp_path, sheets, names, colors
-):
+def test_names_and_colors_of_the_model(tiny_backbone, tmp_path, sheets, names, colors):
     model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
     model.class_names, model.colors = names, colors
     masks = np.where(MASKS == 1, 2, MASKS)
