@@ -258,6 +258,12 @@ def test_gray_is_a_color_where_labels_are_colors(tmp_path, mode):
     assert classes_of(tmp_path, picture, labels=labels).tolist() == [[1, 255]]
 
 
+def test_gray_ids_beside_colors_name_the_fix(tmp_path):
+    labels = Labels(["a", "b"], {(200, 0, 0): 0, (0, 0, 0): 1})
+    with pytest.raises(ValueError, match="The mask is gray.*a column `id`"):
+        classes_of(tmp_path, np.array([[0, 1]], "uint8"), labels=labels)
+
+
 def test_alpha_is_ignored(tmp_path):
     mask = np.array([[[128, 64, 128, a] for a in (0, 9, 255)]], "uint8")
     found = classes_of(tmp_path, mask, labels=Labels(["a", "b"], ROAD))

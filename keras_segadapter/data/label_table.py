@@ -141,6 +141,11 @@ class LabelTable:
                     "names, {(r, g, b): class, ...}) or a file of classes with their "
                     "colors to Labels.from_file (--labels on the command line)."
                 )
+            elif all(len(set(value)) == 1 for value in values):
+                fix += (
+                    " The mask is gray: if it holds ids, put these into the map, or "
+                    "into a column `id` of the file of classes."
+                )
         else:
             found, counts = np.unique(mask, return_counts=True)
             known = self._ids.find(found)[1]
