@@ -260,7 +260,7 @@ def test_gray_is_a_color_where_labels_are_colors(tmp_path, mode):
 
 def test_gray_ids_beside_colors_name_the_fix(tmp_path):
     labels = Labels(["a", "b"], {(200, 0, 0): 0, (0, 0, 0): 1})
-    with pytest.raises(ValueError, match="The mask is gray.*a column `id`"):
+    with pytest.raises(ValueError, match=r"The mask is gray.*a column `id`"):
         classes_of(tmp_path, np.array([[0, 1]], "uint8"), labels=labels)
 
 
