@@ -235,7 +235,7 @@ def test_keras_hubs_transformers(family, tmp_path):
     # These features are often used frozen.
     backbone.trainable = False
     before = [ops.convert_to_numpy(v) for v in backbone.weights]
-    model = ksa.build_segmenter(backbone, 3)
+    model = ksa.build_segmenter(backbone, 3, preprocessing=keras.layers.Identity())
     model.compile()
     masks = np.random.default_rng(1).integers(0, 3, (2, 32, 32), "uint8")
     model.fit(x, masks, verbose=0)

@@ -1,5 +1,7 @@
 """Preprocessing of images as a layer in front of the backbone."""
 
+import inspect
+
 import keras
 import numpy as np
 from keras import layers
@@ -164,7 +166,7 @@ def _follow(model, pixels, arrived):
         List of the model's outputs, None for those that depend on weights, and whether
         the pixels pass a normalization layer.
     """
-    recording = record(model, training=False)
+    recording = record(model)
     known, norm = {id(recording.inputs[0]): pixels}, False
     for call in recording.calls:
         operation, inputs = call.operation, call.inputs
@@ -183,6 +185,8 @@ def _follow(model, pixels, arrived):
                 arrived += [known[id(tensor)] for tensor in inputs]
                 outputs = [None] * len(call.outputs)
             else:
+                if "training" in inspect.signature(operation.call).parameters:
+                    kwargs = {**kwargs, "training": False}  # no random colors
                 outputs = keras.tree.flatten(operation(*args, **kwargs))
         norm = norm or found
         pairs = zip(keras.tree.flatten(call.result), outputs, strict=True)
