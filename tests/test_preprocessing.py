@@ -104,7 +104,7 @@ def test_a_family_is_recognized_by_its_layers(family, size, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_renamed_cut_and_nested(family, capsys):
     _, module, cut = FAMILIES[family]
@@ -121,7 +121,7 @@ def test_a_family_renamed_cut_and_nested(family, capsys):
     assert normalizes(keras.Model(image, backbone(prepare(image))))
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("family", INCLUDED)
 def test_a_family_that_can_normalize_by_itself(family, capsys):
     first, cut = INCLUDED[family]
