@@ -128,6 +128,7 @@ def test_python_runs_the_package():
     assert done.stdout.strip() == f"keras_segadapter {ksa.__version__}"
 
 
+@pytest.mark.integration
 def test_a_training_writes_models_history_curves_and_pictures(trained):
     out = trained / "out"
     written = {path.name for path in out.iterdir()}
@@ -382,6 +383,7 @@ def test_export_and_predict_with_the_exported_file(saved, tmp_path, capsys):
     assert "--tile and --overlap" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_evaluate_prints_the_table_and_draws_the_matrix(saved, tmp_path, capsys):
     data, figure = tmp_path / "data", tmp_path / "pictures/matrix.png"
     assert run("evaluate", saved, data, "--out", figure) == 0

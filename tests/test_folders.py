@@ -351,6 +351,7 @@ def test_another_models_fit_counts_too(tmp_path):
     assert data.epoch == before + 3  # and once before the first
 
 
+@pytest.mark.integration
 def test_a_segmenter_sets_the_epoch_of_its_data(tmp_path, tiny_backbone):
     data = FolderDataset(numbered(tmp_path, 2), 2, batch_size=2, image_size=(16, 16))
     model = ksa.build_segmenter(tiny_backbone(), 2)

@@ -242,6 +242,7 @@ def test_arguments_that_do_not_fit_a_backup_raise(tiny_backbone, tmp_path):
         train(model, backup=tmp_path / "folder", validation_split=0.5)
 
 
+@pytest.mark.integration
 def test_a_backup_says_what_it_does(tiny_backbone, tmp_path, capsys):
     def fit(rate, epochs):
         model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)

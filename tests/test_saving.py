@@ -111,6 +111,7 @@ def test_a_file_of_weights_restores_the_weights(tiny_backbone, tmp_path):
     assert_equal([logits(model)], [logits(other)])
 
 
+@pytest.mark.integration
 def test_mixed_precision_comes_back_with_its_loss_scale(tiny_backbone, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
