@@ -190,6 +190,13 @@ def test_a_training_that_diverges_stops(tiny_backbone):
         fit(model, (IMAGES, MASKS))
 
 
+def test_images_that_make_a_later_loss_nan_are_the_reason(tiny_backbone):
+    images = IMAGES.astype("float32")
+    images[3, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"must be finite.*images with 3 of them"):
+        fit(build(tiny_backbone), (Batches(images, MASKS),))
+
+
 def test_best_epochs_are_those_of_the_highest_miou(tiny_backbone, tmp_path):
     model = build(tiny_backbone)
     path = tmp_path / "best.keras"

@@ -42,8 +42,8 @@ class Record(keras.callbacks.Callback):
         waited = row["epoch"] - best_row(rows)["epoch"]
         if self.patience is not None and waited >= self.patience:
             print(
-                f"Stopping after epoch {epoch + 1}: the validation mIoU has not become "
-                f"better in {waited} epochs."
+                f"Stopping after epoch {epoch + 1}: the validation mIoU did not "
+                f"improve in {waited} epochs."
             )
             self.model.stop_training = True
 

@@ -131,7 +131,7 @@ class StopOnNonsense(keras.callbacks.Callback):
 
     def _check_batch(self, part, batch, logs):
         broken = math.isnan((logs or {}).get("loss", 0.0))
-        if part not in self.seen:
+        if broken or part not in self.seen:
             self.seen.add(part)
             self._watch().check_images()
         if broken:
