@@ -8,13 +8,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 from PIL import Image
 
 from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.data.scenes import make_scenes
-from keras_segadapter.layers.native import resize_bilinear
+from keras_segadapter.inference.rows import fit_images, resize
 from keras_segadapter.validation import check_images, check_segmenter
 
 # What LiteRT files and SavedModels keep, where other formats have metadata.
@@ -69,7 +68,7 @@ class ExportedModel:
                 output = output[rows][:, columns]
             return output[:height, :width]
         if self.size:
-            output = _resized(output, (height, width))
+            output = resize(output[None], (height, width))[0]
         dtype = "uint8" if output.shape[-1] <= 256 else "int32"
         return output[:height, :width].argmax(-1).astype(dtype)
 
@@ -187,11 +186,7 @@ def fit_image(image, size, stride):
 
     It is resized to `size`, or padded to multiples of `stride` where that is None.
     """
-    image = image.astype("float32")
-    if size:
-        return _resized(image, size)[None]
-    below, right = (-side % stride for side in image.shape[:2])
-    return np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")[None]
+    return fit_images(image.astype("float32")[None], size, stride)
 
 
 def import_package(name):
@@ -285,13 +280,6 @@ _RUNTIMES = {
     ".tflite": ("ai_edge_litert.interpreter", _open_litert),
     "": ("tensorflow", _open_saved_model),
 }
-
-
-def _resized(maps, size):
-    """Resize maps `(h, w, C)` to `(*size, C)` where they differ in size."""
-    if maps.shape[:2] == tuple(size):
-        return maps
-    return keras.ops.convert_to_numpy(resize_bilinear(maps[None], *size))[0]
 
 
 def _nearest(length, old_length):

@@ -41,10 +41,15 @@ def fitted(model, images):
     They are padded at the bottom and right to multiples of the deepest stride by
     repeating the border, or resized to the size of a model of fixed size.
     """
-    if has_fixed_size(model):
-        return resize(images, model.input_shape[1:3])
-    multiple = deepest_stride(model)
-    below, right = (-side % multiple for side in images.shape[1:3])
+    size = model.input_shape[1:3] if has_fixed_size(model) else None
+    return fit_images(images, size, deepest_stride(model))
+
+
+def fit_images(images, size, stride):
+    """Return images `(B, h, w, C)` of `size`, or padded to multiples of `stride`."""
+    if size is not None:
+        return resize(images, size)
+    below, right = (-side % stride for side in images.shape[1:3])
     return np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
 
 
