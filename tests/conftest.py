@@ -11,13 +11,37 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Functions run only once or twice, so XLA's optimizations would take longer than they
 # save.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Hypothesis caches its tables of characters, even without a database of examples.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache.parent / "hypothesis"))
 
+import hypothesis
 import keras
 import pytest
 
 # For `compile(run_eagerly=EAGER)` in tests of a few steps that are not about graphs.
 # TensorFlow's tracing takes longer than such steps; JAX would compile each operation.
 EAGER = keras.backend.backend() != "jax"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--property-examples",
+        type=int,
+        default=10,
+        help="number of examples of each property test (tests/test_properties.py)",
+    )
+
+
+def pytest_configure(config):
+    hypothesis.settings.register_profile(
+        "segadapter",
+        max_examples=config.getoption("--property-examples"),
+        derandomize=True,  # the same examples in each run
+        database=None,
+        deadline=None,
+        phases=set(hypothesis.Phase) - {hypothesis.Phase.explain},  # which is slow
+    )
+    hypothesis.settings.load_profile("segadapter")
 
 
 @pytest.fixture(autouse=True)
