@@ -15,6 +15,7 @@ PACKAGE = ROOT / "keras_segadapter"
 READING_ORDER = [
     "version",
     "validation",
+    "saving",
     "layers.native",
     "layers.resize",
     "layers.tokens",
@@ -36,6 +37,7 @@ READING_ORDER = [
     "backbones",
     "visualization",
     "data.scenes",
+    "data.disk",
     "data.label_files",
     "data.labels",
     "data.label_table",

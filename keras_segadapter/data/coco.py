@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_segadapter.data.disk import as_path, read_text
 from keras_segadapter.data.folders import FolderDataset
 from keras_segadapter.data.labels import Labels
 from keras_segadapter.validation import ignored_ids
@@ -66,9 +67,9 @@ def open_coco(annotations, images=None, **options):
             "open_coco needs pycocotools. Install it with "
             "`pip install keras-segadapter[coco]`."
         ) from error
-    path = Path(annotations)
+    path = as_path("annotations", annotations)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         categories = sorted((row["id"], row["name"]) for row in content["categories"])
         sizes = [
             (row["id"], row["file_name"], (row["height"], row["width"]))

@@ -5,6 +5,8 @@ import os
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from keras_segadapter.data.disk import check_file
+
 _TIFF = (".tif", ".tiff")
 # The numbers of tags in TIFF files.
 _BITS, _PLANES, _SAMPLE_FORMAT = 258, 284, 339
@@ -20,7 +22,8 @@ def decode(path, kind, channels=3):
 
     Raises:
         ImportError: If tifffile is needed and not installed.
-        ValueError: If the file cannot be read.
+        ValueError: If the file cannot be read, or has more than twice
+            `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     suffix, is_array = suffix_of(path), channels not in (1, 3, 4)
     if is_array and suffix not in (".npy", *_TIFF):
@@ -30,12 +33,22 @@ def decode(path, kind, channels=3):
             f"line). Received: {path}"
         )
     try:
+        check_file(path)
         if suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            # Mapped first, so that a wrong header takes no memory.
+            array = np.lib.format.open_memmap(path, mode="r")
+            _check_size(array.size, channels)
+            return np.array(array)
         picture = None if is_array else _open_picture(path, kind, channels)
-        return _read_tiff(path) if picture is None else picture
+        return _read_tiff(path, channels) if picture is None else picture
     except ImportError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"The {kind} is too large: {error} If it is meant to be, set "
+            "PIL.Image.MAX_IMAGE_PIXELS to its number of pixels; else replace the file,"
+            f" or remove both the image and its mask. Received: {path}"
+        ) from error
     except Exception as error:  # decoders raise errors of all kinds
         raise ValueError(
             f"The {kind} cannot be read: {error}. Replace the file, or remove both the "
@@ -85,11 +98,12 @@ def _is_misread(picture, channels):
     )
 
 
-def _read_tiff(path):
+def _read_tiff(path, channels):
     """Return the array in a TIFF file.
 
     Raises:
         ImportError: If tifffile is not installed.
+        Image.DecompressionBombError: If it is too large.
     """
     try:
         import tifffile
@@ -98,4 +112,20 @@ def _read_tiff(path):
             "This TIFF file has bands, pages or numbers that need tifffile. Install it "
             f"with `pip install keras-segadapter[tiff]`. Received: {path}"
         ) from error
-    return tifffile.imread(path)
+    with tifffile.TiffFile(path) as file:
+        _check_size(file.series[0].size, channels)
+        return file.asarray()
+
+
+def _check_size(size, channels):
+    """Validate the number of values in an array by Pillow's limit for pictures.
+
+    Raises:
+        Image.DecompressionBombError: If it is too large.
+    """
+    pixels = size // max(channels, 4)  # masks may be RGBA
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"Image size ({pixels} pixels) exceeds limit of "
+            f"{2 * Image.MAX_IMAGE_PIXELS} pixels."
+        )

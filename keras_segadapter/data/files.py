@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_segadapter.data.disk import show_progress
 from keras_segadapter.data.reading import PICTURES
 
 SPLIT = "train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?"
@@ -55,7 +56,7 @@ class PictureFile(NamedTuple):
 
 def find_files(folder, images=None, masks=None):
     """Return the pictures in a folder; `images` and `masks` decide on their roles."""
-    files = [describe(path, folder) for path in walk(folder)]
+    files = [describe(path, folder) for path in show_progress(walk(folder))]
     for role, pattern in (("image", images), ("mask", masks)):
         if pattern is None:
             continue
@@ -87,11 +88,30 @@ def find_files(folder, images=None, masks=None):
     ]
 
 
-def walk(folder):
-    """Yield the paths of the pictures in a folder and below, without hidden ones."""
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if f[0] != "." and f != "__MACOSX")
-        yield from (Path(place, name) for name in sorted(names) if _is_picture(name))
+def walk(folder, above=()):
+    """Yield the paths of the pictures in a folder and below, without hidden ones.
+
+    Links to folders are followed, but not into one that the link itself lies in.
+
+    Args:
+        folder: Path.
+        above: Tuple of what identifies the folders above. Defaults to `()`.
+    """
+    try:
+        found = os.stat(folder)
+        with os.scandir(folder) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
+    except OSError:  # of a folder that may not be listed
+        return
+    identity = found.st_dev, found.st_ino
+    if identity in above:
+        return
+    folders = [entry for entry in entries if entry.is_dir()]
+    names = [entry.name for entry in entries if not entry.is_dir()]
+    yield from (Path(folder, name) for name in names if _is_picture(name))
+    for entry in folders:
+        if entry.name[0] != "." and entry.name != "__MACOSX":
+            yield from walk(entry.path, (*above, identity))
 
 
 def _is_picture(name):

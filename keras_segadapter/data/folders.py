@@ -2,12 +2,12 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_segadapter.data.augmentation import check_augmentation
+from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.epochs import epoch_order
 from keras_segadapter.data.label_table import LabelTable
 from keras_segadapter.data.pairing import find_pairs
@@ -75,8 +75,8 @@ class FolderDataset(keras.utils.PyDataset):
         colors: RGB colors in `labels`, uint8 `(num_classes, 3)`, or None.
 
     Raises:
-        TypeError: If `ignore_class` is not as described, `labels` is not `Labels`, or
-            `augmentation` is not an `Augmentation`.
+        TypeError: If `ignore_class` is not as described, `labels` is not `Labels`,
+            `augmentation` is not an `Augmentation`, or a list does not hold paths.
         ValueError: If the folder or another argument is not as described, or, when a
             batch is made, if one of its files is faulty.
 
@@ -225,6 +225,7 @@ def _paths(source):
     """Return the lists of image files and mask files of a folder or a pair of lists.
 
     Raises:
+        TypeError: If one of a pair is not a list of paths.
         ValueError: If `source` is neither, or if the lists differ in length.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -234,9 +235,16 @@ def _paths(source):
             "`source` must be a path or a pair (image_paths, mask_paths). Received: "
             f"source={source!r}"
         )
+    for kind, paths in zip(("image", "mask"), source, strict=True):
+        if isinstance(paths, (str, os.PathLike)) or not np.iterable(paths):
+            raise TypeError(
+                f"The {kind}s of a pair must be a list of files. To open folders, call "
+                "keras_segadapter.data.open_folder with `images` and `masks`. Received:"
+                f" {kind}_paths={paths!r}"
+            )
     images, masks = (
-        [path if hasattr(path, "read") else Path(path) for path in paths]
-        for paths in source
+        [path if hasattr(path, "read") else as_path(kind, path) for path in paths]
+        for kind, paths in zip(("image_path", "mask_path"), source, strict=True)
     )
     if not images or len(images) != len(masks):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from keras_segadapter.data.disk import show_progress
 from keras_segadapter.data.folders import FolderDataset
 from keras_segadapter.data.label_table import BLACK_AND_WHITE
 from keras_segadapter.data.opening import find_source
@@ -135,8 +136,10 @@ class FolderReport:
 
     def __init__(self, data):
         self._data = data
+        count = len(data.image_paths)
         with ThreadPoolExecutor(data.threads) as pool:
-            found = list(pool.map(self._inspect, range(len(data.image_paths))))
+            found = pool.map(self._inspect, range(count))
+            found = list(show_progress(found, count, "pair"))
         self.images = len(found)
         self.faults = [file.fault for file in found if file.fault]
         self._sound = [i for i, file in enumerate(found) if not file.fault]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import ImageColor
 
+from keras_segadapter.data.disk import read_text
+
 _NAMES = ("name", "class", "class_name", "label", "label_name", "classname")
 _COLORS = ("color", "colour", "rgb", "color_rgb")
 _IDS = ("id", "index", "value", "class_id", "label_id", "pixel", "pixel_value")
@@ -36,7 +38,7 @@ def read_rows(path):
             f"path={str(path)!r}"
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         rows = [_row(row) for row in readers[path.suffix.lower()](text)]
     except OSError as error:
         raise ValueError(

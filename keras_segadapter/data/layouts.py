@@ -1,9 +1,9 @@
 """Where well-known datasets keep their images and masks, and their labels."""
 
 import dataclasses
-from pathlib import Path
 from typing import NamedTuple
 
+from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.labels import (
     ADE20K,
     CITYSCAPES,
@@ -87,7 +87,7 @@ def find_in_layout(folder, split, layout, images=None, masks=None):
     Raises:
         ValueError: As in `find_pairs`.
     """
-    folder, known = Path(folder), LAYOUTS[layout]
+    folder, known = as_path("folder", folder), LAYOUTS[layout]
     labels = known.labels
     if masks is None:
         masks = known.masks.removesuffix("/{}")
@@ -107,7 +107,7 @@ def detect_layout(folder):
     Raises:
         ValueError: If more than one fits.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     fitting = {
         name
         for name, layout in LAYOUTS.items()

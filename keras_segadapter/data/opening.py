@@ -1,5 +1,6 @@
 """One split of a dataset, from the folders that it is unpacked into."""
 
+import os
 from pathlib import Path
 
 from keras_segadapter.data.folders import FolderDataset
@@ -132,7 +133,7 @@ def _read_labels(folder):
     """Return the `Labels` of a file of classes in a folder, or None without one."""
     folder = folder if folder.is_dir() else folder.parent
     for path in (folder / name for name in _CLASS_FILES):
-        if path.is_file():
+        if os.path.lexists(path) and not path.is_dir():
             labels = Labels.from_file(path)
             print(f"{folder}: uses the {labels.num_classes} classes of {path.name}.")
             return labels

@@ -2,8 +2,8 @@
 
 import re
 from collections import defaultdict
-from pathlib import Path
 
+from keras_segadapter.data.disk import as_path, read_text
 from keras_segadapter.data.files import (
     PICTURE_SUFFIX,
     SPLIT,
@@ -50,7 +50,7 @@ def find_pairs(folder, split=None, images=None, masks=None):
     Raises:
         ValueError: If a file is missing, or if it is unclear what belongs together.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     if split is not None and not re.fullmatch(SPLIT, str(split)):
         raise ValueError(
             "`split` must be 'train', 'val', 'test', or None for all pairs. Received: "
@@ -85,7 +85,7 @@ def find_splits(folder, images=None, masks=None):
         images: As in `find_pairs`. Defaults to `None`.
         masks: As in `find_pairs`. Defaults to `None`.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     if not folder.is_dir():
         return []
     matches = match_splits(find_files(folder, images, masks), images or masks)
@@ -170,7 +170,7 @@ def _find_lists(folder):
     """Return a dict from splits to the text files in a folder that list them."""
     lists = {}
     for path in [path for place in _LISTS for path in (folder / place).glob("*.txt")]:
-        if re.fullmatch(SPLIT, path.stem.lower()):
+        if re.fullmatch(SPLIT, path.stem.lower()) and not path.is_dir():
             lists.setdefault(split_of(path.stem.lower()), path)
     return lists
 
@@ -179,9 +179,15 @@ def _read_list(path, root, images=None, masks=None):
     """Return the pairs that a list of pairs or of names gives, below a folder.
 
     Raises:
-        ValueError: If the list is empty, or names a file that does not exist.
+        ValueError: If the list cannot be read, is empty, or names a file that does
+            not exist.
     """
-    lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+    try:
+        lines = map(str.strip, read_text(path).splitlines())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The file that lists the images cannot be read: {error}. Received: {path}"
+        ) from error
     lines = [composed(line.strip("\"'")) for line in lines if line]
     rows = [_PAIR.fullmatch(line) for line in lines]
     if not lines:
@@ -198,12 +204,17 @@ def _read_list(path, root, images=None, masks=None):
         pairs = [two if len({*two} - {None}) == 2 else None for two in pairs]
     else:
         matches = match_splits(find_files(root, images, masks), images or masks)
-        by_name = defaultdict(list)
+        by_name, by_end = defaultdict(list), defaultdict(list)
         for pair in [pair for match in matches.values() for pair in match.pairs]:
             file = describe(pair[0], pair[0].parent)
             for name in {file.stem, file.name}:
                 by_name[name].append(pair)
-        pairs = [_look_up(line, by_name) for line in lines]
+        for pair in {pair for found in by_name.values() if found[1:] for pair in found}:
+            end = composed(pair[0].with_suffix("").as_posix())
+            while end:
+                by_end[end].append(pair)
+                end = end.partition("/")[2]
+        pairs = [_look_up(line, by_name, by_end) for line in lines]
     missing = [line for line, pair in zip(lines, pairs, strict=True) if not pair]
     if missing:
         raise ValueError(
@@ -217,6 +228,8 @@ def _read_list(path, root, images=None, masks=None):
 
 def _resolve(name, root, files):
     """Return the path of a listed file by as many of its last parts as exist."""
+    if name in files:
+        return files[name]
     if (root / name).is_file():
         return root / name
     parts = name.replace("\\", "/").split("/")
@@ -224,11 +237,17 @@ def _resolve(name, root, files):
     return next((files[tail] for tail in tails if tail in files), None)
 
 
-def _look_up(name, by_name):
-    """Return the pair of an image by its name, with or without folders and suffix."""
+def _look_up(name, by_name, by_end):
+    """Return the pair of an image by its name, with or without folders and suffix.
+
+    Args:
+        name: String.
+        by_name: Dict from names without folders to lists of pairs.
+        by_end: Dict from the ends of paths without suffixes to lists of pairs, of those
+            that share a name.
+    """
     name = re.sub(f"{PICTURE_SUFFIX}$", "", name, flags=re.I)
     found = by_name.get(name.split("/")[-1], [])
     if len(found) > 1:
-        ends = [(p, composed(p[0].with_suffix("").as_posix())) for p in found]
-        found = [pair for pair, end in ends if f"/{end}".endswith(f"/{name}")]
+        found = by_end.get(name, [])
     return found[0] if len(found) == 1 else None
