@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import re
+import warnings
 
 import keras
 import numpy as np
@@ -27,8 +29,17 @@ from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.resized import fit_loss
 from keras_segadapter.metrics import MeanIoU, fit_metric
+from keras_segadapter.saving import (
+    WeightsInMemory,
+    is_local,
+    may_write,
+    replacing,
+    size_of,
+    unknown_objects,
+    write,
+)
 from keras_segadapter.training.optimizers import AdamW, with_loss_scale
-from keras_segadapter.training.resume import prepare_fit
+from keras_segadapter.training.resume import locked, prepare_fit
 from keras_segadapter.training.watch import (
     DataWatch,
     StopOnNonsense,
@@ -89,6 +100,8 @@ class Segmenter(keras.Model):
         backbone: The model that was passed in; it shares its layers with this one.
         num_classes: Number of classes K.
         stages: List of `Stage` that were adapted.
+        size_divisor: Integer. Multiple, in pixels, to which `segment` and its kin pad
+            the sides of images: the deepest stride of the backbone.
         adapters: List of `SegAdapter`, one per stage; empty without adapters.
         head: The decode head.
         preprocessing: The layer between the image and the backbone.
@@ -150,7 +163,7 @@ class Segmenter(keras.Model):
         num_classes = check_num_classes(num_classes)
         functional = as_functional(backbone)
         check_backbone(functional)
-        stages = resolve_taps(functional, taps)
+        stages, divisor = resolve_taps(functional, taps)
         taken = layer_names(functional)
         adapters = resolve_adapters(adapters, stages, num_classes, aux, taken)
         if head is None:
@@ -195,6 +208,7 @@ class Segmenter(keras.Model):
         object.__setattr__(self, "backbone", backbone)
         self.num_classes = num_classes
         self.stages = stages
+        self.size_divisor = divisor
         self.adapters = adapters
         self.head = head
         self.aux = aux
@@ -397,8 +411,9 @@ class Segmenter(keras.Model):
         names = getattr(x, "class_names", None)
         if names is not None and len(names) == self.num_classes:
             self.name_classes(names, getattr(x, "colors", None))
-        state = prepare_fit(self, given, backup)
-        history = super().fit(**given)
+        with locked(backup):
+            state = prepare_fit(self, given, backup)
+            history = super().fit(**given)
         if state is not None:
             history.epoch, history.history = state.epochs, state.history
         return history
@@ -456,10 +471,14 @@ class Segmenter(keras.Model):
         """Export `for_inference()`; arguments as in Keras."""
         return self._at_image_size.export(*args, **kwargs)
 
-    def save(self, filepath, *args, **kwargs):
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Save the model in a `.keras` file; arguments as in Keras.
 
+        The file at `filepath` is replaced in one step: after an error or a kill, the
+        old one is whole. It warns of layers that Keras could not load.
+
         Raises:
+            OSError: If the file can't be written.
             ValueError: If the file is an .h5 or .hdf5 file, which Keras could not load.
         """
         if str(filepath).lower().endswith((".h5", ".hdf5")):
@@ -468,7 +487,39 @@ class Segmenter(keras.Model):
                 'model.save("model.keras"), or model.save_weights("model.weights.h5") '
                 f"for the weights alone. Received: filepath={filepath}"
             )
-        return super().save(filepath, *args, **kwargs)
+        unknown = unknown_objects(self)
+        if unknown:
+            warnings.warn(
+                "Keras can't load the following from the file by itself: "
+                f"{', '.join(unknown)}. Decorate the classes and functions with "
+                "@keras.saving.register_keras_serializable(), or pass them to "
+                "keras.models.load_model as `custom_objects`. A Python lambda can't "
+                "be registered: use a layer of a class instead, or load a file that "
+                "you trust with safe_mode=False.",
+                stacklevel=2,
+            )
+        whole = str(filepath).endswith(".keras") and zipped is not False
+        if not whole or not is_local(filepath):
+            return super().save(filepath, overwrite, zipped, **kwargs)
+        if may_write(filepath, overwrite):
+            with replacing(filepath, size_of(self)) as new:
+                super().save(new, zipped=zipped, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """Save the weights in a `.weights.h5` file; arguments as in Keras.
+
+        A file that is not in shards is replaced in one step, as `save` does it.
+
+        Raises:
+            OSError: If the file can't be written.
+        """
+        whole = str(filepath).endswith(".weights.h5") and max_shard_size is None
+        if not whole or not is_local(filepath):
+            return super().save_weights(filepath, overwrite, max_shard_size)
+        if may_write(filepath, overwrite):
+            content = WeightsInMemory()
+            super().save_weights(content)
+            write(filepath, content.getbuffer())
 
     def segment(self, images):
         """Predict the class ids of one image or several, of any size.
@@ -584,10 +635,25 @@ class Segmenter(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        revived = {
-            key: keras.saving.deserialize_keras_object(value, custom_objects)
-            for key, value in config.items()
-        }
+        try:
+            revived = {
+                key: keras.saving.deserialize_keras_object(value, custom_objects)
+                for key, value in config.items()
+            }
+        except TypeError as error:
+            unknown = re.search(
+                r"Could not locate (class|function) '(\w+)'", str(error)
+            )
+            if unknown is None:
+                raise
+            kind, name = unknown.groups()
+            # Without the error of Keras, which holds the config: pages of it.
+            raise ValueError(
+                f"Keras does not know the {kind} {name} of this model. Import the "
+                "module that registers it, or pass custom_objects={"
+                f"'{name}': {name}}} to keras.models.load_model. Received: a config "
+                f"with the {kind} '{name}', which is not registered"
+            ) from None
         revived["taps"] = [Stage(**stage) for stage in config["taps"]]
         return cls(**revived)
 

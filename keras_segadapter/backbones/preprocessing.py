@@ -7,7 +7,6 @@ import numpy as np
 from keras import layers
 
 from keras_segadapter.backbones.mit import EfficientSelfAttention
-from keras_segadapter.graph.probe import PROBE_SIZE
 from keras_segadapter.graph.replay import as_functional, record
 
 # Means and standard deviations of RGB in 0..255, by the name that the layer gets.
@@ -59,6 +58,7 @@ _MOVES_PIXELS = {
 }
 
 _GRAYS = (64, 192)  # probe images
+_SIDE = 256  # their height and width in pixels, where these are open
 _MOST_GAIN = 1.5  # Arithmetic that makes differences larger expects pixels in 0..1.
 
 
@@ -138,7 +138,7 @@ def _front(backbone):
     backbone = as_functional(backbone)
     (image,) = backbone.inputs
     shape = [1 if image.shape[0] is None else image.shape[0]]
-    shape += [side or PROBE_SIZE for side in image.shape[1:]]
+    shape += [side or _SIDE for side in image.shape[1:]]
     found, normalized = [], False
     for gray in _GRAYS:
         arrived = []

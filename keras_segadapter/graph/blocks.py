@@ -1,8 +1,18 @@
 """Choose the places in a backbone's graph where its stages end."""
 
+import keras
 from keras import layers
 
+from keras_segadapter.graph.probe import times
 from keras_segadapter.graph.replay import blocks_inside, is_whole_block, kernels
+
+_LINEAR = (
+    layers.BatchNormalization,
+    layers.LayerNormalization,
+    layers.GroupNormalization,
+    layers.Dropout,
+    layers.Identity,
+)
 
 
 def stage_positions(graph):
@@ -12,7 +22,8 @@ def stage_positions(graph):
     (`pyramid_outputs` of keras-hub), where adapters can go there. Otherwise there is
     one per resolution, and four in a vision transformer, whose tokens keep theirs.
     """
-    declared = _outputs(graph) if len(graph.outputs) > 1 else _pyramid(graph)
+    several = len(set(graph.outputs)) > 1
+    declared = _outputs(graph) if several else _pyramid(graph)
     if declared:
         return declared
     levels = _levels(graph)
@@ -31,6 +42,13 @@ def _outputs(graph):
     for position in sorted(set(graph.outputs) & set(graph.points)):
         tokens = graph.calls[position].is_tokens
         last[position if tokens else graph.grids[position]] = position
+    left = sorted({p for p in graph.outputs if p is not None} - {*last.values()})
+    if left:
+        names = ", ".join(graph.calls[position].operation.name for position in left)
+        print(
+            f"Outputs of '{graph.name}' that are not used: {names}. They are off the "
+            "path to its deepest output, or a later output has the same resolution."
+        )
     return [*last.values()]
 
 
@@ -60,16 +78,16 @@ def _levels(graph):
 
     All are maps or all are tokens, whatever the backbone ends in.
     """
-    levels, height = [], None
+    levels, grid = [], None
     for position in graph.points:
         if graph.calls[position].is_tokens != graph.calls[graph.points[-1]].is_tokens:
             continue
-        new = graph.grids[position][0]
+        new = graph.grids[position]
         # Padding and valid convolutions change the size a little; a stage divides it.
-        if height is None or height / new >= 1.5:
+        if grid is None or times(grid, new) >= 1.5:
             levels.append([])
-            height = new
-        if new / height < 1.5:  # a decoder's upsampled maps are no stage
+            grid = new
+        if times(new, grid) < 1.5:  # a decoder's upsampled maps are no stage
             levels[-1].append(position)
     return levels
 
@@ -104,30 +122,47 @@ def _block_output(graph, makers, level):
     """Return the last point of a resolution that closes a block.
 
     The last block of a stage may be followed by a padding, or by a pointwise
-    convolution that belongs to what comes next: the expansion of an inverted bottleneck
-    (EfficientNet, MobileNet), a transition (DenseNet), a classifier's wide layer.
+    convolution that belongs to what comes next.
     """
     calls = graph.calls
-    while len(level) > 1 and isinstance(
-        calls[level[-1]].operation, layers.ZeroPadding2D
-    ):
+    while len(level) > 1 and _is_padding(calls[level[-1]]):
         level = level[:-1]
-    maker = makers[level[-1]]
-    if not _is_pointwise(calls[maker].operation):
-        return level[-1]
+    end = level[-1]
+    maker = makers[end]
     before = graph.producer.get(id(calls[maker].inputs[0]))
-    if before not in level:
-        return level[-1]
-    narrows = calls[maker].shape[-1] < calls[before].shape[-1]
-    if narrows and maker != level[-1] and _is_join(calls[before]):
-        return level[-1]  # it joins the branches, with a norm of its own (CSPNet)
-    maker_before = calls[makers[before]]
-    closes_block = (
-        _is_join(maker_before)
-        or _is_pointwise(maker_before.operation)
-        or is_whole_block(maker_before.operation)
-    )
-    return before if closes_block else level[-1]
+    if before not in level or not _is_pointwise(calls[maker]):
+        return end
+    narrow, wide = calls[before].shape[-1], calls[maker].shape[-1]
+    made_before = calls[makers[before]]
+    later = [calls[p] for p in graph.points if p > end and not _is_padding(calls[p])]
+    if not later:  # the wide layer of a classifier (EfficientNet, MobileNet)
+        return before if wide > narrow and _closes(graph, before, makers) else end
+    if _is_depthwise(later[0]):  # the expansion of an inverted bottleneck
+        projection = next(filter(_is_pointwise, later), None)
+        if projection is None or projection.inputs[0].shape[-1] != wide:
+            return end
+        return before if projection.shape[-1] < wide else end
+    if wide >= narrow:
+        return end
+    # The reduction of a plain bottleneck; or, in front of a pooling, DenseNet's
+    # transition. A convolution behind a concatenation joins its branches (CSPNet).
+    begins = _adds if kernels(later[0].operation) else _is_join
+    return before if begins(made_before) else end
+
+
+def _closes(graph, position, makers):
+    """Return whether a block ends at a position: a sum, or a linear projection."""
+    maker = graph.calls[makers[position]]
+    if _adds(maker) or is_whole_block(maker.operation):
+        return True
+    narrows = _is_pointwise(maker) and maker.shape[-1] < maker.inputs[0].shape[-1]
+    while narrows and position != makers[position]:
+        call = graph.calls[position]
+        if not isinstance(call.operation, _LINEAR):
+            return False
+        position = graph.producer[id(call.inputs[0])]
+    activation = getattr(maker.operation, "activation", keras.activations.linear)
+    return narrows and activation is keras.activations.linear
 
 
 def _makers(graph):
@@ -154,6 +189,19 @@ def _is_join(call):
     return len(call.inputs) > 1 and len({t.shape[1:3] for t in call.inputs}) == 1
 
 
-def _is_pointwise(operation):
-    found = kernels(operation)
+def _adds(call):
+    return _is_join(call) and {t.shape for t in call.inputs} == {call.shape}
+
+
+def _is_padding(call):
+    return isinstance(call.operation, layers.ZeroPadding2D)
+
+
+def _is_pointwise(call):
+    found = kernels(call.operation)
     return len(found) == 1 and found[0].shape[:-2] == (1, 1)
+
+
+def _is_depthwise(call):
+    found = [tuple(kernel.shape) for kernel in kernels(call.operation)]
+    return len(found) == 1 and found[0][:-2] > (1, 1) and 1 in found[0][-2:]

@@ -4,9 +4,11 @@ import math
 
 import keras
 
-from keras_segadapter.graph.replay import record
+from keras_segadapter.graph.replay import kernels, record
 
-PROBE_SIZE = 256  # pixels per side at which strides are measured, if it is open
+# Height and width at which strides are measured, where they are open. Feature maps have
+# its proportion, which nothing else has: no patches by positions, no fixed grid.
+PROBE_SIZE = (256, 768)
 MOST_LEADING_TOKENS = 32  # class and registers
 
 
@@ -23,7 +25,8 @@ class Graph:
         calls: List of `Call`.
         grids: For each call the height and width, in feature pixels, of the map or the
             tokens that it makes; None where it makes something else.
-        strides: For each call the image pixels that a feature pixel covers, or None.
+        strides: For each call the image pixels that a feature pixel covers, or None;
+            the larger of height and width.
         producer: Position of the call that made a tensor, by the tensor's id.
         outputs: Positions of the calls that make the backbone's outputs.
         watched: Positions that make the tensors given as `watched`, in their order.
@@ -35,7 +38,7 @@ class Graph:
         (image,) = keras.tree.flatten(backbone.input)
         _, height, width, channels = image.shape
         self.name = backbone.name
-        self.size = (height or PROBE_SIZE, width or PROBE_SIZE)
+        self.size = (height or PROBE_SIZE[0], width or PROBE_SIZE[1])
         probe = keras.Input((*self.size, channels), dtype=image.dtype)
         recording = record(backbone, [probe], watched)
         self.calls, outputs = recording.calls, recording.outputs
@@ -44,8 +47,15 @@ class Graph:
             for position, call in enumerate(self.calls)
             for tensor in call.outputs
         }
-        self.grids = [self._grid(call) for call in self.calls]
-        self.strides = self._strides(probe)
+        self._known = {id(probe): (self.size, (1, 1))}  # grid and strides, by tensor
+        self.grids, self.strides = [], []
+        for call in self.calls:
+            grid = self._grid(call)
+            strides = grid and self._strides(call, grid)
+            self.grids.append(grid if strides else None)
+            self.strides.append(max(strides) if strides else None)
+            if strides:
+                self._known.update({id(t): (grid, strides) for t in call.outputs})
         self.outputs = [self.producer.get(id(tensor)) for tensor in outputs]
         self.watched = [self.producer.get(id(t)) for t in recording.watched]
         self.points = self._articulation_points(probe, outputs)
@@ -59,24 +69,59 @@ class Graph:
             return _token_grid(call.shape[1], self.size)
         return None
 
-    def _strides(self, probe):
-        """Measure the strides along the way of the image, call by call.
+    def _strides(self, call, grid):
+        """Return the strides (vertical, horizontal) of a call's output, or None.
 
-        Convolutions without padding take some pixels off the border, so that in
-        Inception the size of the image over that of the map gives 9, 18 and 43.
+        They are measured along the way of the image, call by call: convolutions without
+        padding take some pixels off the border, so that in Inception the size of the
+        image over that of the map gives 9, 18 and 43. None is returned for a tensor of
+        four axes that is no feature map, such as patches by positions.
         """
-        strides = []
-        known = {id(probe): (1, self.size[0])}  # stride and height, by tensor
-        for call, grid in zip(self.calls, self.grids, strict=True):
-            stride = None
-            if grid is not None:
-                stride = self.size[0] // grid[0]
-                sources = [known[id(t)] for t in call.inputs if id(t) in known]
-                if self.size[0] % grid[0] and sources and not call.is_tokens:
-                    stride = max(_after(*source, grid[0]) for source in sources)
-                known.update({id(t): (stride, grid[0]) for t in call.outputs})
-            strides.append(stride)
-        return strides
+        exact = tuple(side // new for side, new in zip(self.size, grid, strict=True))
+        if call.is_tokens:
+            return exact
+        alike = [t for t in call.inputs if t.shape[1:-1] == grid]
+        if alike:
+            known = [self._known[id(t)][1] for t in alike if id(t) in self._known]
+            return known[0] if known else None
+        sources = [t for t in call.inputs if id(t) in self._known and len(t.shape) == 4]
+        if not sources or _only_moves_values(call):
+            if len(set(exact)) == 1 and grid == tuple(s // exact[0] for s in self.size):
+                return exact
+            return dict(self._known.values()).get(grid)
+        strides = [
+            tuple(map(_after, old_strides, old_grid, grid))
+            for old_grid, old_strides in (self._known[id(t)] for t in sources)
+        ]
+        strides = tuple(max(axis) for axis in zip(*strides, strict=True))
+        # Strides may differ, as where text is read, but by a power of two.
+        ratio = math.log2(strides[0] / strides[1])
+        return strides if ratio == round(ratio) and abs(ratio) <= 3 else None
+
+    def size_divisor(self, positions):
+        """Return what the sides of an image must be a multiple of, in pixels.
+
+        That is the deepest stride of what is made up to `positions`: of these places
+        themselves and of maps that are upsampled, to meet finer ones of their size.
+        """
+        divisors = {self.strides[position] for position in positions}
+        for position in self._needed(positions):
+            grid = self.grids[position]
+            made = [self.producer.get(id(t)) for t in self.calls[position].inputs]
+            maps = [p for p in made if grid and p is not None and self.grids[p]]
+            upsampled = [p for p in maps if times(grid, self.grids[p]) >= 1.5]
+            divisors.update(self.strides[p] for p in upsampled)
+        return math.lcm(*divisors)
+
+    def _needed(self, positions):
+        """Return the positions of the calls that those at `positions` depend on."""
+        needed, stack = set(), [*positions]
+        while stack:
+            position = stack.pop()
+            if position is not None and position not in needed:
+                needed.add(position)
+                stack += [self.producer.get(id(t)) for t in self.calls[position].inputs]
+        return needed
 
     def _articulation_points(self, probe, outputs):
         # What comes after ends at the deepest output: the one with the fewest pixels,
@@ -86,12 +131,7 @@ class Graph:
             return (-pixels, self.producer.get(id(tensor), -1))
 
         end = max(outputs, key=depth)
-        needed, stack = set(), [self.producer.get(id(end))]
-        while stack:
-            position = stack.pop()
-            if position is not None and position not in needed:
-                needed.add(position)
-                stack += [self.producer.get(id(t)) for t in self.calls[position].inputs]
+        needed = self._needed([self.producer.get(id(end))])
         last_read = {}
         for position in sorted(needed):
             for tensor in self.calls[position].inputs:
@@ -107,6 +147,20 @@ class Graph:
                     earlier_read_until, last_read.get(id(tensor), -1)
                 )
         return points
+
+
+def times(grid, other):
+    """Return how many times as large as another a grid is, on its larger axis."""
+    return max(side / new for side, new in zip(grid, other, strict=True))
+
+
+def _only_moves_values(call):
+    """Return whether a call reshapes or transposes."""
+    sizes = {
+        None if None in tensor.shape[1:] else math.prod(tensor.shape[1:])
+        for tensor in (*call.inputs, *call.outputs)
+    }
+    return len(sizes) == 1 and not kernels(call.operation)
 
 
 def _token_grid(count, size):

@@ -76,17 +76,19 @@ def find_stages(backbone):
         print(stage.name, stage.stride, stage.channels)  # conv2_block3_out 4 256 ...
     ```
     """
-    backbone = as_functional(backbone)
-    declared = getattr(backbone, "pyramid_outputs", {})  # keras-hub's
-    return _choose_stages(Graph(backbone, [*declared.values()]))
+    return _choose_stages(_graph(as_functional(backbone)))
 
 
 def resolve_taps(backbone, taps=None):
-    """Turn `taps` into stages, shallow to deep.
+    """Turn `taps` into stages.
 
     Args:
         backbone: A functional model with one image input.
         taps: List of stages, names or tensors, or None for `find_stages(backbone)`.
+
+    Returns:
+        List of `Stage`, shallow to deep, and the number of pixels that the sides of
+        images must be a multiple of.
 
     Raises:
         TypeError: If a tap is none of these.
@@ -94,7 +96,9 @@ def resolve_taps(backbone, taps=None):
             given twice, or lies on a branch that what follows does not pass through.
     """
     if taps is None:
-        return find_stages(backbone)
+        graph = _graph(backbone)
+        stages = _choose_stages(graph)
+        return stages, graph.size_divisor([stage.position for stage in stages])
     if isinstance(taps, (str, Stage, keras.KerasTensor)) or len(taps) == 0:
         raise ValueError(
             "`taps` must be a list of at least one stage, layer name or tensor. Wrap a "
@@ -123,7 +127,8 @@ def resolve_taps(backbone, taps=None):
                 "A place can be adapted only once. Remove the repeated tap. Received: "
                 f"taps={taps!r}, which names {tap!r} more than once"
             )
-    return [_stage(graph, position) for position in sorted(positions)]
+    stages = [_stage(graph, position) for position in sorted(positions)]
+    return stages, graph.size_divisor(positions)
 
 
 def stage_keys(stages):
@@ -137,6 +142,11 @@ def stage_keys(stages):
         count = strides.count(stage.stride)
         keys.append(f"s{stage.stride}" + (f"_{count}" if count > 1 else ""))
     return keys
+
+
+def _graph(backbone):
+    declared = getattr(backbone, "pyramid_outputs", {})  # keras-hub's
+    return Graph(backbone, [*declared.values()])
 
 
 def _stage(graph, position):

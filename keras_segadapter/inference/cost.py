@@ -10,7 +10,6 @@ from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import splice
 from keras_segadapter.graph.stages import stage_keys
 from keras_segadapter.inference.multiply_adds import Tally
-from keras_segadapter.inference.rows import deepest_stride
 from keras_segadapter.layers import ResizeLike
 from keras_segadapter.validation import check_segmenter, check_size
 
@@ -130,7 +129,7 @@ def _checked_size(model, image_size):
     size = check_size(
         "image_size",
         image_size if pair else (image_size, image_size),
-        least=deepest_stride(model),
+        least=model.size_divisor,
     )
     fixed = model.input_shape[1:3]
     if any(side not in (None, given) for side, given in zip(fixed, size, strict=True)):

@@ -20,7 +20,6 @@ from keras_segadapter.inference.exported import (
 from keras_segadapter.inference.predict import (
     as_array,
     check_input,
-    deepest_stride,
 )
 from keras_segadapter.validation import check_segmenter, check_size
 from keras_segadapter.version import __version__
@@ -111,7 +110,7 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
     spec = keras.InputSpec(shape=shape, dtype="float32", name="image")
     facts = {
         "keras_segadapter": __version__,
-        "stride": deepest_stride(model),
+        "stride": model.size_divisor,
         "num_classes": model.num_classes,
         "takes_pixels": model.takes_pixels,
         "class_names": model.class_names,
@@ -129,7 +128,7 @@ def _checked_size(model, size):
     fixed = None if None in model.input_shape[1:3] else model.input_shape[1:3]
     if size is None:
         return fixed
-    size = check_size("size", size, least=deepest_stride(model))
+    size = check_size("size", size, least=model.size_divisor)
     if fixed not in (None, size):
         raise ValueError(
             f"`size` must be {fixed}, the only size that the model '{model.name}' "
@@ -197,7 +196,7 @@ def calibration_images(model, size, calibration):
         )
     for image in images:
         check_input(model, image)
-    return [fit_image(image, size, deepest_stride(model)) for image in images]
+    return [fit_image(image, size, model.size_divisor) for image in images]
 
 
 def _plain_model(model, ending, labels):

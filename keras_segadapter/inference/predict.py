@@ -9,7 +9,6 @@ from PIL import Image
 
 from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.inference.rows import (
-    deepest_stride,
     has_fixed_size,
     image_rows,
     resize,
@@ -164,7 +163,7 @@ def predict_labels(model, image, *, tile=None, overlap=None):
         return label_images(model, image[None])[0]
 
     # Tiles start at multiples of the deepest stride, where cells of every stage start.
-    multiple = 1 if has_fixed_size(model) else deepest_stride(model)
+    multiple = 1 if has_fixed_size(model) else model.size_divisor
     tile, overlap, *lengths = (
         _rounded_up(side, multiple) for side in (tile, overlap, height, width)
     )
@@ -238,7 +237,7 @@ def check_view(model, short_side, crop, stride, scales):
                 f"the windows, `crop`, too. Received: stride={stride}, crop=None"
             )
         return None
-    check_integer("crop", crop, least=deepest_stride(model))
+    check_integer("crop", crop, least=model.size_divisor)
     stride = check_integer("stride", 2 * crop // 3 if stride is None else stride)
     if stride > crop:
         raise ValueError(
@@ -288,7 +287,7 @@ def _size(model, size, short_side, scale):
         return size
     factor = scale if short_side is None else scale * short_side / min(size)
     sides = (max(int(side * factor + 0.5), 1) for side in size)
-    return tuple(_rounded_up(side, deepest_stride(model)) for side in sides)
+    return tuple(_rounded_up(side, model.size_divisor) for side in sides)
 
 
 def _rounded_up(length, multiple):

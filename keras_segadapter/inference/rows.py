@@ -25,11 +25,6 @@ def image_rows(model, images):
     return maps
 
 
-def deepest_stride(model):
-    """Return the largest stride of a segmenter's stages."""
-    return max(stage.stride for stage in model.stages)
-
-
 def has_fixed_size(model):
     """Return whether a model takes images of one size only."""
     return None not in model.input_shape[1:3]
@@ -42,7 +37,7 @@ def fitted(model, images):
     repeating the border, or resized to the size of a model of fixed size.
     """
     size = model.input_shape[1:3] if has_fixed_size(model) else None
-    return fit_images(images, size, deepest_stride(model))
+    return fit_images(images, size, model.size_divisor)
 
 
 def fit_images(images, size, stride):
