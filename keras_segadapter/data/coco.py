@@ -69,7 +69,13 @@ def open_coco(annotations, images=None, **options):
         ) from error
     path = as_path("annotations", annotations)
     try:
-        content = json.loads(read_text(path))
+        text = read_text(path)
+    except OSError as error:
+        raise ValueError(
+            f"The COCO annotation file cannot be read: {error}. Received: {path}"
+        ) from error
+    try:
+        content = json.loads(text)
         categories = sorted((row["id"], row["name"]) for row in content["categories"])
         sizes = [
             (row["id"], row["file_name"], (row["height"], row["width"]))
@@ -78,7 +84,7 @@ def open_coco(annotations, images=None, **options):
         rows = [
             (row["image_id"], row["category_id"], row) for row in content["annotations"]
         ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             "A COCO annotation file must be JSON with `images` (id, file_name, height, "
             "width), `categories` (id, name) and `annotations` (image_id, category_id, "

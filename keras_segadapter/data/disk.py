@@ -57,8 +57,7 @@ def read_text(path):
     """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with its mark.
 
     Raises:
-        OSError: If the file can't be read.
-        ValueError: If it is in another encoding, or no text.
+        OSError: If the file can't be read, is in another encoding or holds no text.
     """
     check_file(path)
     with open(path, "rb") as file:
@@ -67,10 +66,10 @@ def read_text(path):
     try:
         text = content.decode(found[0] if found else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"save it as text in UTF-8: {error}") from error
+        raise OSError(f"it must be saved as text in UTF-8 ({error})") from error
     if "\0" in text:
-        raise ValueError(
-            "save it as text in UTF-8: it holds zero bytes, as UTF-16 does"
+        raise OSError(
+            "it must be saved as text in UTF-8 (it holds zero bytes, as UTF-16 does)"
         )
     return text
 

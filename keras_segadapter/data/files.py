@@ -88,30 +88,21 @@ def find_files(folder, images=None, masks=None):
     ]
 
 
-def walk(folder, above=()):
+def walk(folder):
     """Yield the paths of the pictures in a folder and below, without hidden ones.
 
-    Links to folders are followed, but not into one that the link itself lies in.
-
-    Args:
-        folder: Path.
-        above: Tuple of what identifies the folders above. Defaults to `()`.
+    Links to folders are followed, but not into a folder that the link itself lies in.
     """
-    try:
-        found = os.stat(folder)
-        with os.scandir(folder) as entries:
-            entries = sorted(entries, key=lambda entry: entry.name)
-    except OSError:  # of a folder that may not be listed
-        return
-    identity = found.st_dev, found.st_ino
-    if identity in above:
-        return
-    folders = [entry for entry in entries if entry.is_dir()]
-    names = [entry.name for entry in entries if not entry.is_dir()]
-    yield from (Path(folder, name) for name in names if _is_picture(name))
-    for entry in folders:
-        if entry.name[0] != "." and entry.name != "__MACOSX":
-            yield from walk(entry.path, (*above, identity))
+    above = {os.fspath(folder): ()}  # the folders around each, by device and inode
+    for place, folders, names in os.walk(folder, followlinks=True):
+        found, around = os.stat(place), above.pop(place)
+        identity = found.st_dev, found.st_ino
+        if identity in around:
+            folders.clear()
+            continue
+        folders[:] = sorted(f for f in folders if f[0] != "." and f != "__MACOSX")
+        above |= {os.path.join(place, f): (*around, identity) for f in folders}
+        yield from (Path(place, name) for name in sorted(names) if _is_picture(name))
 
 
 def _is_picture(name):

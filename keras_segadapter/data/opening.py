@@ -133,7 +133,7 @@ def _read_labels(folder):
     """Return the `Labels` of a file of classes in a folder, or None without one."""
     folder = folder if folder.is_dir() else folder.parent
     for path in (folder / name for name in _CLASS_FILES):
-        if os.path.lexists(path) and not path.is_dir():
+        if os.path.lexists(path) and not os.path.isdir(path):
             labels = Labels.from_file(path)
             print(f"{folder}: uses the {labels.num_classes} classes of {path.name}.")
             return labels

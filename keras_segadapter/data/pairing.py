@@ -1,5 +1,6 @@
 """Pairs of images and masks, found in folders and lists as people have them."""
 
+import os
 import re
 from collections import defaultdict
 
@@ -170,7 +171,7 @@ def _find_lists(folder):
     """Return a dict from splits to the text files in a folder that list them."""
     lists = {}
     for path in [path for place in _LISTS for path in (folder / place).glob("*.txt")]:
-        if re.fullmatch(SPLIT, path.stem.lower()) and not path.is_dir():
+        if re.fullmatch(SPLIT, path.stem.lower()) and not os.path.isdir(path):
             lists.setdefault(split_of(path.stem.lower()), path)
     return lists
 
@@ -184,7 +185,7 @@ def _read_list(path, root, images=None, masks=None):
     """
     try:
         lines = map(str.strip, read_text(path).splitlines())
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ValueError(
             f"The file that lists the images cannot be read: {error}. Received: {path}"
         ) from error
