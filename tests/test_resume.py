@@ -16,7 +16,8 @@ from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter.data.epochs import ShuffledArrays
-from keras_segadapter.training.resume import Backup
+from keras_segadapter.training import resume
+from keras_segadapter.training.resume import Backup, locked
 
 ROOT = Path(__file__).parents[1]
 K = 3
@@ -101,20 +102,35 @@ def backup_of(model, folder):
     """Write a backup of two epochs without training; return the names of its files."""
     backup = Backup(folder)
     backup.set_model(model)
-    assert backup.restore(model) == 0
+    with locked(folder):
+        assert backup.restore(model) == 0
+    (folder / LOCK).unlink()
     for epoch in range(2):
         backup.on_epoch_end(epoch, {"loss": np.float32(1 / (epoch + 1))})
     return sorted(path.name for path in folder.iterdir())
 
 
+LOCK, FIRST, SECOND = (
+    ".segmenter_backup.lock",
+    "segmenter_backup_0.weights.h5",
+    "segmenter_backup_1.weights.h5",
+)
+
+
 def test_a_kill_during_a_backup_costs_at_most_one_epoch(tiny_backbone, tmp_path):
     model, folder = build(tiny_backbone), tmp_path / "backup"
-    assert backup_of(model, folder) == ["epoch_0002.weights.h5", "state.json"]
+    assert backup_of(model, folder) == [SECOND, "state.json"]
     kept = state(model)
     # Files of the third epoch are incomplete, and its state does not have its name yet.
-    whole = (folder / "epoch_0002.weights.h5").read_bytes()
-    (folder / "epoch_0003.weights.h5").write_bytes(whole[: len(whole) // 2])
-    (folder / "state.json.new").write_text('{"weights": "epo')
+    whole = (folder / SECOND).read_bytes()
+    (folder / FIRST).write_bytes(whole[: len(whole) // 2])
+    new = folder / ".state.json.0123abcd.tmp.json"
+    new.write_text('{"weights": "epo')
+    os.utime(new, (0, 0))
+    # Files of a ModelCheckpoint in the same folder are none of its business.
+    foreign = ["epoch_0001.weights.h5", "epoch_0003.weights.h5"]
+    for name in foreign:
+        (folder / name).touch()
     for variable in model.variables:
         variable.assign(np.zeros(variable.shape, variable.dtype))
     backup = Backup(folder)
@@ -125,7 +141,7 @@ def test_a_kill_during_a_backup_costs_at_most_one_epoch(tiny_backbone, tmp_path)
     backup.on_epoch_end(2, {"loss": 0.25})
     assert Backup(folder).restore(model) == 3
     files = sorted(path.name for path in folder.iterdir())
-    assert files == ["epoch_0003.weights.h5", "state.json"]
+    assert files == [*foreign, FIRST, "state.json"]
 
 
 def test_the_order_of_arrays_depends_on_seed_and_epoch():
@@ -215,12 +231,20 @@ def test_the_command_killed_three_times_resumes_to_the_same_weights(tmp_path):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("epoch_0002.weights.h5", None),
-        ("epoch_0002.weights.h5", "no weights"),
+        (SECOND, None),
+        (SECOND, "no weights"),
         ("state.json", "{"),
         ("state.json", "{}"),
+        ("state.json", "[1]"),
+        ("state.json", "[" * 100_000),
+        ("state.json", '{"format": "keras_segadapter backup 1"}'),
+        ("state.json", '{"format": "keras_segadapter backup 2"}'),
+        ("state.json", '{"weights": "epoch_0001.weights.h5", "epochs": [0]}'),
     ],
-    ids=["no weights", "other weights", "no json", "empty state"],
+    ids=[
+        *("no weights", "other weights", "no json", "empty state", "a list", "deep"),
+        *("no checksum", "a later version", "an earlier version"),
+    ],
 )
 def test_damaged_backups_raise(tiny_backbone, tmp_path, name, content):
     model = build(tiny_backbone)
@@ -233,13 +257,205 @@ def test_damaged_backups_raise(tiny_backbone, tmp_path, name, content):
         Backup(tmp_path).restore(model)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(weights="../outside.weights.h5"),
+        dict(weights=3),
+        dict(weights=None),
+        dict(sha256=None),
+        dict(epochs=[]),
+        dict(epochs="three"),
+        dict(seeds=3),
+        dict(seeds=[]),
+        dict(optimizer=None),
+    ],
+    ids=lambda change: "{}={!r}".format(*next(iter(change.items()))),
+)
+def test_foreign_states_raise(tiny_backbone, tmp_path, change):
+    model = build(tiny_backbone)
+    backup_of(model, tmp_path)
+    found = json.loads((tmp_path / "state.json").read_text()) | change
+    del found["checksum"]
+    found["checksum"] = resume._checksum(found)
+    (tmp_path / "state.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="backup can't be loaded"):
+        Backup(tmp_path).restore(model)
+
+
+@pytest.mark.integration
+def test_flipped_bits_raise_or_change_nothing(tiny_backbone, tmp_path):
+    model = build(tiny_backbone)
+    backup_of(model, tmp_path)
+    kept, moments, harmless = state(model), random.Random(0), 0
+    for name in ["state.json", SECOND] * 16:
+        whole = bytearray((tmp_path / name).read_bytes())
+        place, bit = moments.randrange(len(whole)), 1 << moments.randrange(8)
+        whole[place] ^= bit
+        (tmp_path / name).write_bytes(whole)
+        backup = Backup(tmp_path)
+        try:
+            assert backup.restore(model) == 2
+        except ValueError as error:
+            assert "The backup can't be loaded" in str(error)
+        else:
+            harmless += 1
+            assert backup.history == {"loss": [1.0, 0.5]}
+        assert_equal(state(model), kept)
+        whole[place] ^= bit
+        (tmp_path / name).write_bytes(whole)
+    assert harmless < 8  # such as a space that became another one
+    assert Backup(tmp_path).restore(model) == 2
+
+
+FULL = """
+import resource, sys
+import keras, numpy as np
+import keras_segadapter as ksa
+backbone = keras.Sequential(
+    [keras.Input((None, None, 3)), keras.layers.Conv2D(64, 4, 4)]
+)
+model = ksa.build_segmenter(backbone, 3, head=ksa.MLPHead(3, 8), adapters=False)
+model.compile("sgd", run_eagerly=keras.backend.backend() != "jax")
+data = np.zeros((1, 8, 8, 3), "uint8"), np.zeros((1, 8, 8), "uint8")
+model.fit(*data, verbose=0, backup=sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    model.fit(*data, epochs=2, verbose=0, backup=sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.integration
+def test_a_full_disk_is_one_error_and_no_crash(tmp_path):
+    pytest.importorskip("resource")
+    process = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "backup"],
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "File too large" in process.stdout and "MB are free" in process.stdout
+    assert "Traceback" not in process.stderr
+    assert epochs_behind(tmp_path) == 1
+    names = sorted(path.name for path in (tmp_path / "backup").iterdir())
+    assert names == [LOCK, FIRST, "state.json"]
+
+
+HOLD = """
+import os, sys, time
+from keras_segadapter.training.resume import locked
+with locked(sys.argv[1]):
+    if not os.fork():  # A worker outlives the process that is killed.
+        time.sleep(60)
+        os._exit(0)
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.integration
+def test_a_second_process_in_the_folder_raises(tiny_backbone, tmp_path):
+    pytest.importorskip("fcntl")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path],
+        env={**os.environ, "KERAS_BACKEND": "numpy"},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "locked\n"
+        words = f"Another process trains.*{tmp_path}.*process {process.pid}"
+        with pytest.raises(ValueError, match=words):
+            train(build(tiny_backbone), backup=tmp_path)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        for _ in range(2):
+            with locked(tmp_path):
+                assert (tmp_path / LOCK).read_text() == str(os.getpid())
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "folder, error, words",
+    [
+        ("", ValueError, r"path of a folder .*backup='', the path is empty"),
+        (3, TypeError, "backup=3 of type int"),
+        (True, TypeError, "backup=True of type bool"),
+        ([], TypeError, r"backup=\[\] of type list"),
+        ("file", ValueError, "path of a folder .*no file.*file"),
+        ("file/folder", ValueError, "path of a folder .*no file.*file/folder"),
+    ],
+    ids=["empty", "integer", "boolean", "list", "file", "in a file"],
+)
+def test_folders_that_are_none_raise(
+    tiny_backbone, tmp_path, monkeypatch, folder, error, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(error, match=words):
+        train(build(tiny_backbone), backup=folder)
+
+
 def test_arguments_that_do_not_fit_a_backup_raise(tiny_backbone, tmp_path):
     model = build(tiny_backbone)
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"path of a folder .*file, which is a file"):
-        train(model, backup=tmp_path / "file")
     with pytest.raises(ValueError, match="`validation_split` can't be used with"):
         train(model, backup=tmp_path / "folder", validation_split=0.5)
+
+
+def test_changes_of_the_optimizer_are_said(tiny_backbone, tmp_path, capsys):
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+    schedule = keras.optimizers.schedules.CosineDecay
+    model.compile(keras.optimizers.Adam(schedule(0.1, 5)))
+    backup_of(model, tmp_path)
+    capsys.readouterr()
+    model.compile(keras.optimizers.Adam(schedule(0.1, 9), beta_1=0.8))
+    assert Backup(tmp_path).restore(model) == 2
+    said = capsys.readouterr().out
+    assert "The optimizer has changed since the backup: " in said
+    assert "beta_1=0.8 (was 0.9)" in said
+    assert "learning_rate/decay_steps=9 (was 5)" in said
+    assert "learning_rate is" not in said and said.count("\n") == 2
+    # AdamW has as many variables as Adam.
+    model.compile(keras.optimizers.AdamW())
+    words = "written with the optimizer Adam, and the model is compiled with AdamW"
+    with pytest.raises(ValueError, match=words):
+        Backup(tmp_path).restore(model)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.Dropout(0.2),
+        lambda: keras.layers.SpatialDropout2D(0.2),
+        lambda: keras.layers.GaussianNoise(0.2),
+    ],
+    ids=["Dropout", "SpatialDropout2D", "GaussianNoise"],
+)
+def test_layers_without_a_seed_resume_too(tmp_path, layer):
+    def make():
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((None, None, 3))
+        x = layer()(keras.layers.Conv2D(8, 4, 4)(inputs))
+        backbone = keras.Model(inputs, keras.layers.Conv2D(8, 2, 2)(x))
+        model = ksa.build_segmenter(backbone, K, adapters=False)
+        model.compile(keras.optimizers.SGD(0.01))
+        return model
+
+    through = make()
+    train(through, backup=tmp_path / "through")
+    stopped = make()
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, Stop(1, 0), backup=tmp_path / "stopped")
+    resumed = make()
+    train(resumed, backup=tmp_path / "stopped")
+    assert_equal(state(resumed), state(through))
 
 
 @pytest.mark.integration

@@ -332,3 +332,33 @@ def test_missing_tensorboard_raises(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install keras-segadapter\[tensorboard"):
         ksa.TrainingPictures(IMAGES, MASKS, tmp_path, tensorboard=tmp_path)
+
+
+def test_pictures_that_cannot_be_written_cost_one_warning(
+    tiny_backbone, tmp_path, monkeypatch
+):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+    callback = ksa.TrainingPictures(IMAGES, MASKS, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "panels", full)
+        with pytest.warns(UserWarning) as warned:
+            look(callback, model, 0, 1)
+    said = [str(one.message) for one in warned if "Pictures" in str(one.message)]
+    assert len(said) == 1
+    assert "No space left on device" in said[0] and str(tmp_path) in said[0]
+    callback.on_epoch_end(2)  # There is space again.
+    assert (tmp_path / "epoch_0003.png").exists()
+
+
+def test_a_failure_of_tensorboard_is_one_warning_too(tiny_backbone, tmp_path):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorboard")
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+    (tmp_path / "logs").touch()  # where a folder is needed
+    logs = tmp_path / "logs"
+    callback = ksa.TrainingPictures(IMAGES, MASKS, tmp_path, tensorboard=logs)
+    with pytest.warns(UserWarning, match="Pictures can't be written.*TensorBoard"):
+        look(callback, model, 0)

@@ -1,5 +1,6 @@
 """Pictures of what a model makes of a few images, after each epoch of its training."""
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -27,7 +28,8 @@ class TrainingPictures(keras.callbacks.Callback):
     Every map shows the pixels of its stage.
 
     Training is not affected: weights, random numbers and the optimizer stay as they
-    would be without the callback.
+    would be without the callback. If pictures can't be written, as on a full disk, it
+    goes on without them, after one warning.
 
     Args:
         images: Images `(N, H, W, C)` as the model takes them: about 1 to 8, such as the
@@ -106,6 +108,7 @@ class TrainingPictures(keras.callbacks.Callback):
         self._colors = np.asarray(colors)[: self.model.num_classes]
         self._shown = [as_rgb(image) for image in self.images]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._warned = False
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every and epoch + 1 != self.params["epochs"]:
@@ -125,15 +128,23 @@ class TrainingPictures(keras.callbacks.Callback):
         for title, maps in labels.items():
             columns[title] = [colorize(ids, colors=self._colors) for ids in maps]
         name = f"epoch_{epoch + 1:04}"
-        paths = {
-            "predictions": self._write(columns, f"{name}.png", *self._legend(labels)),
-            "features": self._write(features, f"{name}_features.png"),
-        }
-        if self.tensorboard is not None:
-            summary = _summary()
-            with summary.create_file_writer(str(self.tensorboard)).as_default(epoch):
-                for tag, path in paths.items():
-                    summary.image(tag, read_image(path)[None])
+        try:
+            paths = {
+                "predictions": self._write(
+                    columns, f"{name}.png", *self._legend(labels)
+                ),
+                "features": self._write(features, f"{name}_features.png"),
+            }
+            if self.tensorboard is not None:
+                self._write_summary(paths, epoch)
+        except OSError as error:
+            if not self._warned:
+                warnings.warn(
+                    "Pictures can't be written, and training goes on without them: "
+                    f"{error}. Received: folder={self.folder}, after epoch {epoch + 1}",
+                    stacklevel=2,
+                )
+            self._warned = True
 
     def _at_image_size(self, maps):
         """Return the nearest pixel of maps `(N, h, w)` for each pixel of the images."""
@@ -151,6 +162,17 @@ class TrainingPictures(keras.callbacks.Callback):
         present = np.unique(np.concatenate([*labels.values()], axis=None))
         known = [i for i in present.tolist() if 0 <= i < len(self._colors)]
         return [names[i] for i in known], self._colors[known]
+
+    def _write_summary(self, paths, epoch):
+        from tensorflow import errors
+
+        summary = _summary()
+        try:
+            with summary.create_file_writer(str(self.tensorboard)).as_default(epoch):
+                for tag, path in paths.items():
+                    summary.image(tag, read_image(path)[None])
+        except errors.OpError as error:
+            raise OSError(f"TensorBoard's files: {error.message}") from error
 
     def _write(self, columns, name, *legend):
         rows = [list(row) for row in zip(*columns.values(), strict=True)]

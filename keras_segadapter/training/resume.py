@@ -1,7 +1,11 @@
 """Backups of a training on disk, so that it can resume after a kill."""
 
+import base64
+import contextlib
+import hashlib
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +13,66 @@ import keras
 import numpy as np
 
 from keras_segadapter.data.epochs import ShuffledArrays, count_epochs
+from keras_segadapter.saving import WeightsInMemory, write
 from keras_segadapter.training.watch import StopOnNonsense
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None
+
+_FORMAT = "keras_segadapter backup 1"
+_LOCK = ".segmenter_backup.lock"
+# The state names one of them, and the next epoch writes the other.
+_WEIGHTS = ["segmenter_backup_0.weights.h5", "segmenter_backup_1.weights.h5"]
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Make the folder of a backup, and keep other processes out of it.
+
+    Args:
+        folder: Path of the folder, or None for no backup.
+
+    Raises:
+        TypeError: If `folder` is not a path.
+        ValueError: If `folder` is empty or a file, or if another process uses it.
+    """
+    if folder is None:
+        yield
+        return
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(
+            "`backup` must be the path of a folder, or None. Received: "
+            f"backup={folder!r} of type {type(folder).__name__}"
+        )
+    try:
+        if not str(folder):
+            raise FileNotFoundError("the path is empty")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            "`backup` must be the path of a folder that belongs to this training, and "
+            f"no file. Received: backup={str(folder)!r}, {error}"
+        ) from error
+    with open(Path(folder) / _LOCK, "a+") as file:
+        # Such a lock ends with its process, even if workers of that still run.
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ValueError(
+                "Another process trains with this backup. Wait until it ends, or pass "
+                f"another folder. Received: backup={str(folder)!r}, in use by process "
+                f"{file.read() or '(unknown)'}"
+            ) from error
+        except OSError:  # by a file system without locks
+            pass
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def prepare_fit(model, given, folder):
@@ -78,88 +141,195 @@ def _count_arrays(given):
 class Backup(keras.callbacks.Callback):
     """Callback that writes the state of a training after each epoch.
 
-    `epoch_0007.weights.h5` holds the weights and the optimizer after seven epochs, and
-    `state.json` the name of that file, the history and the random states of dropout.
+    One of two files holds the weights and the optimizer. `state.json` holds its name
+    and checksum, the history, the settings of the optimizer and the random states of
+    dropout, and a checksum of all that. Other files in the folder are left alone.
 
     Keras' `BackupAndRestore` overwrites the weights and then the epoch's number: a kill
     in between leaves a damaged file, or an epoch is trained twice.
 
     Args:
-        folder: Path of a folder that belongs to this training.
+        folder: Path of a folder that belongs to this training, as `locked` made it.
     """
 
     def __init__(self, folder):
         super().__init__()
         self.folder = Path(folder)
         self.epochs, self.history = [], {}
+        self._weights, self._torch = _WEIGHTS[1], None  # to be set in the first epoch
 
     def restore(self, model):
         """Load the state, if there is one, and return its number of epochs.
 
         Raises:
-            ValueError: If the folder is a file, or if the state can't be loaded.
+            ValueError: If the state can't be loaded.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(
-                "`backup` must be the path of a folder that belongs to this training. "
-                f"Received: backup={self.folder}, which is a file"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "state.json"
         if not path.exists():
             return 0
-        rate = model.optimizer.get_config().get("learning_rate")
+        settings = _settings(getattr(model, "optimizer", None))
         try:
-            state = json.loads(path.read_text())
+            state = _read(path)
+            _check_optimizer(state["optimizer"], settings)
+            weights = self.folder / _WEIGHTS[_WEIGHTS.index(state["weights"])]
+            content = weights.read_bytes()
+            if hashlib.sha256(content).hexdigest() != state["sha256"]:
+                raise ValueError(f"{weights.name} is damaged: its checksum differs.")
             with warnings.catch_warnings():
                 # Keras only warns if the optimizer's state does not fit.
                 warnings.simplefilter("error")
-                model.load_weights(self.folder / state["weights"])
+                model.load_weights(WeightsInMemory(content))
             for variable, value in zip(_seeds(model), state["seeds"], strict=True):
                 variable.assign(np.array(value, variable.dtype))
-        except (OSError, ValueError, KeyError) as error:
+            self.epochs, self.history = state["epochs"], state["history"]
+            self._weights, self._torch = state["weights"], state["torch"]
+            start = self.epochs[-1] + 1
+        except (
+            *(ArithmeticError, AttributeError, LookupError, OSError),
+            *(RecursionError, TypeError, ValueError, Warning),
+        ) as error:
             raise ValueError(
                 f"The backup can't be loaded: {error}\nPass another folder, or the "
                 "model and optimizer of the training that wrote it. Received: "
                 f"backup={self.folder}"
             ) from error
-        self.epochs, self.history = state["epochs"], state["history"]
-        start = self.epochs[-1] + 1
         print(f"Resuming after epoch {start}, from the backup in {self.folder}.")
-        restored = model.optimizer.get_config().get("learning_rate")
-        if restored != rate:  # of a schedule, its config: that stays the new one
-            print(
-                f"The learning rate is {restored:.3g}, that of the backup, and not "
-                f"{rate:.3g}. To change it, assign model.optimizer.learning_rate in a "
-                "callback."
-            )
+        _print_changes(state["optimizer"], settings)
         return start
 
+    def on_epoch_begin(self, epoch, logs=None):
+        # Only now, as `fit` draws numbers when it starts.
+        if self._torch and keras.backend.backend() == "torch":
+            _set_torch_states(self._torch)
+        self._torch = None
+
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs.append(epoch)
+        epochs = [*self.epochs, epoch]
         for key, value in (logs or {}).items():
             self.history.setdefault(key, []).append(float(value))
-        weights = f"epoch_{epoch + 1:04}.weights.h5"
-        self.model.save_weights(self.folder / weights)
+        weights = WeightsInMemory()
+        self.model.save_weights(weights)
+        name = _WEIGHTS[1 - _WEIGHTS.index(self._weights)]
         state = {
-            "weights": weights,
-            "epochs": self.epochs,
+            "format": _FORMAT,
+            "weights": name,
+            "sha256": hashlib.sha256(weights.getbuffer()).hexdigest(),
+            "epochs": epochs,
             "history": self.history,
+            "optimizer": _settings(self.model.optimizer),
             "seeds": [
                 keras.ops.convert_to_numpy(variable).tolist()
                 for variable in _seeds(self.model)
             ],
+            "torch": _torch_states(),
         }
+        state["checksum"] = _checksum(state)
         # The old state stays valid until the new file takes its name, in one step.
-        written = self.folder / "state.json.new"
-        written.write_text(json.dumps(state))
-        os.replace(written, self.folder / "state.json")
-        for path in self.folder.glob("epoch_*.weights.h5"):
-            if path.name != weights:
-                path.unlink()
+        write(self.folder / name, weights.getbuffer())
+        write(self.folder / "state.json", json.dumps(state).encode())
+        (self.folder / self._weights).unlink(missing_ok=True)
+        self.epochs, self._weights = epochs, name
+
+
+def _read(path):
+    """Read a state, validated to be one that this version wrote."""
+    try:
+        state = json.loads(path.read_bytes())
+        found = state.pop("format")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is damaged, or of another program.") from error
+    if found != _FORMAT:
+        raise ValueError(f"{path.name} is of another version, {found!r}.")
+    checksum = state.pop("checksum", None)
+    if _checksum({"format": found, **state}) != checksum:
+        raise ValueError(f"{path.name} is damaged: its checksum differs.")
+    return state
+
+
+def _checksum(state):
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(optimizer):
+    """Return the classes and settings of an optimizer, flat, as JSON keeps them."""
+    config = keras.saving.serialize_keras_object(optimizer)
+    flat, left = {}, [("", json.loads(json.dumps(config, skipkeys=True, default=str)))]
+    while left:
+        path, node = left.pop()
+        if isinstance(node, (dict, list)):
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            left += [(f"{path}/{key}", value) for key, value in items]
+        elif path.endswith("/class_name") or "/config/" in path:
+            flat[path.replace("/config/", "/").strip("/")] = node
+    return flat
+
+
+def _check_optimizer(old, new):
+    """Validate that a model's optimizer is of the class that wrote the backup."""
+    classes = [
+        {key: value for key, value in settings.items() if key.endswith("class_name")}
+        for settings in (old, new)
+    ]
+    # Schedules have no state.
+    written, compiled = (
+        {key: value for key, value in each.items() if "learning_rate" not in key}
+        for each in classes
+    )
+    if written != compiled:
+        raise ValueError(
+            f"it was written with the optimizer {' of '.join(written.values())}, and "
+            f"the model is compiled with {' of '.join(compiled.values())}."
+        )
+
+
+def _print_changes(old, new):
+    """Print which settings of the optimizer have changed, and which of them count."""
+    rates, others = [], []
+    for key in sorted({*old, *new}):
+        before, now = old.get(key), new.get(key)
+        name = key.rsplit("/", 1)[-1]
+        if before == now or name in ("name", "module", "registered_name"):
+            continue
+        numbers = all(isinstance(value, (int, float)) for value in (before, now))
+        if name == "learning_rate" and numbers:
+            rates.append((before, now))
+        else:
+            others.append(f"{key}={now!r} (was {before!r})")
+    for before, now in rates:
+        print(
+            f"The learning rate is {before:.3g}, that of the backup, and not "
+            f"{now:.3g}. To change it, assign model.optimizer.learning_rate in a "
+            "callback."
+        )
+    if others:
+        print(f"The optimizer has changed since the backup: {', '.join(others)}.")
 
 
 def _seeds(model):
     """Return the states of SeedGenerators, which a file of weights does not hold."""
     weights = {id(variable) for variable in model.weights}
     return list({id(v): v for v in model.variables if id(v) not in weights}.values())
+
+
+def _torch_states():
+    """Return PyTorch's random states, from which Keras' `Dropout` draws there.
+
+    Without a `seed` it takes PyTorch's own dropout, which knows no SeedGenerator.
+    """
+    if keras.backend.backend() != "torch":
+        return None
+    torch = sys.modules["torch"]
+    states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    return [base64.b64encode(each.numpy().tobytes()).decode() for each in states]
+
+
+def _set_torch_states(states):
+    """Set PyTorch's random states of the CPU, and of as many GPUs as there were."""
+    torch = sys.modules["torch"]
+    cpu, *gpus = (
+        torch.from_numpy(np.frombuffer(base64.b64decode(each), np.uint8).copy())
+        for each in states
+    )
+    torch.set_rng_state(cpu)
+    for index, each in enumerate(gpus[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(each, index)
