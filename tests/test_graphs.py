@@ -416,21 +416,21 @@ def dictionary_of_outputs():
     return keras.Model(images, {"low": low, "high": high})
 
 
-# The outputs are off the path to the deepest map.
-@stages((4, 8), (8, 12), (16, 16))
+# Two of the outputs are off the path to the deepest one; only the head reads them.
+@stages((4, 2), (8, 2), (16, 16))
 def side_outputs():
     images = image()
     maps = trunk(images)
     return keras.Model(images, [*(layers.Conv2D(2, 1)(x) for x in maps[:2]), maps[2]])
 
 
-@stages((4, 8), (8, 12), (16, 12))
+@stages((4, 12), (8, 12), (16, 12))
 def feature_pyramid_of_outputs():
     images = image()
     return keras.Model(images, pyramid(trunk(images))[::-1])
 
 
-@stages((4, 8), (16, 16))
+@stages((4, 8), (8, 12), (16, 16))
 def resolutions_as_outputs():
     images = image()
     return keras.Model(images, [*resolutions(images)])

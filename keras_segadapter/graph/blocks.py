@@ -34,22 +34,24 @@ def stage_positions(graph):
 
 
 def _outputs(graph):
-    """Return the positions of the outputs where adapters can go.
+    """Return the positions of the outputs where adapters can go, shallow to deep.
 
-    Of maps of one resolution the last is taken: some families hand out their stem too.
+    These are on the path to the deepest one, or nothing reads them but the head. Of
+    maps of one resolution the last is taken: some families hand out their stem too.
     """
     last = {}
-    for position in sorted(set(graph.outputs) & set(graph.points)):
+    for position in sorted(set(graph.outputs) & {*graph.points, *graph.ends}):
         tokens = graph.calls[position].is_tokens
         last[position if tokens else graph.grids[position]] = position
     left = sorted({p for p in graph.outputs if p is not None} - {*last.values()})
     if left:
-        names = ", ".join(graph.calls[position].operation.name for position in left)
+        names = ", ".join(f"'{graph.calls[p].operation.name}'" for p in left)
         print(
-            f"Outputs of '{graph.name}' that are not used: {names}. They are off the "
-            "path to its deepest output, or a later output has the same resolution."
+            f"Outputs of the backbone '{graph.name}' that are no stages: {names}. They "
+            "are not feature maps, a later one has the same size, or adapters there "
+            "would be on a branch. To choose other places, pass `taps`."
         )
-    return [*last.values()]
+    return sorted(last.values(), key=lambda p: (graph.strides[p], p))
 
 
 def _pyramid(graph):

@@ -32,6 +32,7 @@ class Graph:
         watched: Positions that make the tensors given as `watched`, in their order.
         points: Positions of the feature maps that all that comes after passes through
             (the graph's articulation points).
+        ends: Positions of the feature maps that are outputs and that no call reads.
     """
 
     def __init__(self, backbone, watched=()):
@@ -50,27 +51,32 @@ class Graph:
         self._known = {id(probe): (self.size, (1, 1))}  # grid and strides, by tensor
         self.grids, self.strides = [], []
         for call in self.calls:
-            grid = self._grid(call)
-            strides = grid and self._strides(call, grid)
-            self.grids.append(grid if strides else None)
-            self.strides.append(max(strides) if strides else None)
-            if strides:
-                self._known.update({id(t): (grid, strides) for t in call.outputs})
+            for tensor in call.outputs:  # a split has several
+                grid = self._grid(tensor.shape)
+                strides = grid and self._strides(call, tensor.shape, grid)
+                if strides:
+                    self._known[id(tensor)] = (grid, strides)
+            found = call.shape and self._known.get(id(call.outputs[0]))
+            self.grids.append(found[0] if found else None)
+            self.strides.append(max(found[1]) if found else None)
         self.outputs = [self.producer.get(id(tensor)) for tensor in outputs]
         self.watched = [self.producer.get(id(t)) for t in recording.watched]
         self.points = self._articulation_points(probe, outputs)
+        read = {self.producer.get(id(t)) for call in self.calls for t in call.inputs}
+        ends = {p for p in self.outputs if p is not None and p not in read}
+        self.ends = {position for position in ends if self.grids[position]}
 
-    def _grid(self, call):
-        if None in call.shape[1:]:
+    def _grid(self, shape):
+        if None in shape[1:]:
             return None  # a layer that does not tell its output's size
-        if len(call.shape) == 4 and min(call.shape[1:3]) > 1:
-            return call.shape[1:3]  # one pixel would be a pooled vector, not a map
-        if call.is_tokens and call.shape[1] > 1:
-            return _token_grid(call.shape[1], self.size)
+        if len(shape) == 4 and min(shape[1:3]) > 1:
+            return shape[1:3]  # one pixel would be a pooled vector, not a map
+        if len(shape) == 3 and shape[1] > 1:
+            return _token_grid(shape[1], self.size)
         return None
 
-    def _strides(self, call, grid):
-        """Return the strides (vertical, horizontal) of a call's output, or None.
+    def _strides(self, call, shape, grid):
+        """Return the strides (vertical, horizontal) of an output of a call, or None.
 
         They are measured along the way of the image, call by call: convolutions without
         padding take some pixels off the border, so that in Inception the size of the
@@ -78,14 +84,14 @@ class Graph:
         four axes that is no feature map, such as patches by positions.
         """
         exact = tuple(side // new for side, new in zip(self.size, grid, strict=True))
-        if call.is_tokens:
+        if len(shape) == 3:  # tokens
             return exact
         alike = [t for t in call.inputs if t.shape[1:-1] == grid]
         if alike:
             known = [self._known[id(t)][1] for t in alike if id(t) in self._known]
             return known[0] if known else None
         sources = [t for t in call.inputs if id(t) in self._known and len(t.shape) == 4]
-        if not sources or _only_moves_values(call):
+        if not sources or _only_moves_values(call, shape):
             if len(set(exact)) == 1 and grid == tuple(s // exact[0] for s in self.size):
                 return exact
             return dict(self._known.values()).get(grid)
@@ -154,12 +160,10 @@ def times(grid, other):
     return max(side / new for side, new in zip(grid, other, strict=True))
 
 
-def _only_moves_values(call):
+def _only_moves_values(call, shape):
     """Return whether a call reshapes or transposes."""
-    sizes = {
-        None if None in tensor.shape[1:] else math.prod(tensor.shape[1:])
-        for tensor in (*call.inputs, *call.outputs)
-    }
+    shapes = [shape, *(tensor.shape for tensor in call.inputs)]
+    sizes = {None if None in s[1:] else math.prod(s[1:]) for s in shapes}
     return len(sizes) == 1 and not kernels(call.operation)
 
 

@@ -9,17 +9,24 @@ import inspect
 
 import keras
 
-from keras_segadapter.validation import check_channels_last
+from keras_segadapter.validation import check_channels_last, is_segmenter
 
 
 def as_functional(backbone):
     """Return the backbone as a functional model with one image input.
 
     Raises:
-        TypeError: If `backbone` is neither a functional nor a Sequential model.
+        TypeError: If `backbone` is neither a functional nor a Sequential model, or if
+            it is a Segmenter.
         ValueError: If it does not take one batch of channels-last images.
     """
     check_channels_last()
+    if is_segmenter(backbone):
+        raise TypeError(
+            "A Segmenter can't be a backbone. Pass its backbone, model.backbone, or "
+            "make another one like it with Segmenter.from_config(model.get_config()). "
+            f"Received: backbone='{backbone.name}', a Segmenter"
+        )
     if isinstance(backbone, keras.Sequential):
         if not backbone.built:
             raise ValueError(

@@ -123,7 +123,7 @@ def splice_adapters(backbone, image, stages, adapters):
         Dict of lists over the stages: "inputs" and "outputs" of the adapters as feature
         maps `(B, h, w, C)`, and the "scores" `(B, h, w, K)` of those that return them.
     """
-    found = {"inputs": [], "outputs": [], "scores": []}
+    found = {"inputs": {}, "outputs": {}, "scores": {}}
 
     def insert(index, features):
         tokens = len(features.shape) == 3
@@ -132,19 +132,19 @@ def splice_adapters(backbone, image, stages, adapters):
         def as_map(features):
             return TokensToMap(dtype=features.dtype)([features, grid])
 
-        found["inputs"].append(as_map(features) if tokens else features)
+        found["inputs"][index] = as_map(features) if tokens else features
         if not adapters:
-            found["outputs"].append(found["inputs"][-1])
+            found["outputs"][index] = found["inputs"][index]
             return features
         adapted = adapters[index]([features, grid] if tokens else features)
         if adapters[index].return_scores:
-            adapted, scores = adapted
-            found["scores"].append(scores)
-        found["outputs"].append(as_map(adapted) if tokens else adapted)
+            adapted, found["scores"][index] = adapted
+        found["outputs"][index] = as_map(adapted) if tokens else adapted
         return adapted
 
     splice(backbone, image, stages, insert)
-    return found
+    # The outputs of a backbone may come from deep to shallow, as in a pyramid.
+    return {name: [maps[i] for i in sorted(maps)] for name, maps in found.items()}
 
 
 def _grid(image, stride):

@@ -99,7 +99,7 @@ def resolve_taps(backbone, taps=None):
         graph = _graph(backbone)
         stages = _choose_stages(graph)
         return stages, graph.size_divisor([stage.position for stage in stages])
-    if isinstance(taps, (str, Stage, keras.KerasTensor)) or len(taps) == 0:
+    if not isinstance(taps, (list, tuple)) or not taps:
         raise ValueError(
             "`taps` must be a list of at least one stage, layer name or tensor. Wrap a "
             f"single one in a list. Received: taps={taps!r}"
@@ -127,7 +127,10 @@ def resolve_taps(backbone, taps=None):
                 "A place can be adapted only once. Remove the repeated tap. Received: "
                 f"taps={taps!r}, which names {tap!r} more than once"
             )
-    stages = [_stage(graph, position) for position in sorted(positions)]
+    stages = sorted(
+        (_stage(graph, position) for position in positions),
+        key=lambda stage: (stage.stride, stage.position),
+    )
     return stages, graph.size_divisor(positions)
 
 
@@ -206,8 +209,11 @@ def _position_of_stage(graph, stage):
 
 
 def _check_point(graph, tap, position):
-    """Validate that all of what follows in the backbone passes through a place."""
-    if position in graph.points:
+    """Validate that all of what follows in the backbone passes through a place.
+
+    Nothing follows an output that no call reads.
+    """
+    if position in graph.points or position in graph.ends:
         return
     name = getattr(tap, "name", tap)
     if position is None or graph.grids[position] is None:
