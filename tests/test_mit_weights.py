@@ -2,12 +2,14 @@
 
 import re
 import sys
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 
 import keras_segadapter as ksa
+from keras_segadapter.backbones import weight_files
 from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
 
 CHANNELS, HEADS, REDUCTIONS = (32, 64, 160, 256), (1, 2, 5, 8), (8, 4, 2, 1)
@@ -236,8 +238,8 @@ def hub(monkeypatch):
     asked = []
 
     def serve(files):
-        def download(name, file):
-            asked.append((name, file))
+        def download(name, file, revision):
+            asked.append((f"{name}@{revision}" if revision else name, file))
             served = files.get(file, package.errors.EntryNotFoundError(file))
             if isinstance(served, Exception):
                 raise served
@@ -255,7 +257,7 @@ def test_imagenet_weights_come_from_the_hub(openmmlab, save, hub):
     asked = hub({"pytorch_model.bin": file})
     backbone = ksa.MiTB0(weights="imagenet", name="other")
     names = ["model.safetensors", "pytorch_model.bin"]
-    assert asked == [("nvidia/mit-b0", name) for name in names]
+    assert asked == [("nvidia/mit-b0@main", name) for name in names]
     norm = backbone.get_layer("stage4_norm").weights[0]
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(norm), state["layers.3.2.weight"].numpy()
@@ -268,7 +270,8 @@ def test_each_size_requests_its_own_repository(hub):
     for build in sizes:
         with pytest.raises(ValueError, match="EntryNotFoundError"):
             build(weights="imagenet")
-    assert [name for name, _ in asked[::2]] == [f"nvidia/mit-b{i}" for i in range(6)]
+    expected = [f"nvidia/mit-b{i}@main" for i in range(6)]
+    assert [name for name, _ in asked[::2]] == expected
 
 
 def test_the_disk_comes_before_the_hub_and_safetensors_first(
@@ -439,12 +442,118 @@ def test_missing_packages_raise(tmp_path, monkeypatch, file, package):
 def test_wrong_sources_raise(tmp_path):
     with pytest.raises(ValueError, match="There is no such file"):
         ksa.MiTB0(weights=tmp_path / "nothing")
-    for name in ("weights/mit_b0.pth", "./nothing", "no-such-name"):
-        with pytest.raises(ValueError, match="There is no such file"):
-            ksa.MiTB0(weights=name)
     with pytest.raises(ValueError, match=r"must hold model\.safetensors or"):
         ksa.MiTB0(weights=tmp_path)
-    with pytest.raises(TypeError, match="Received: weights=3 of type int"):
-        ksa.MiTB0(weights=3)
+    for value in (3, 0.5, True, b"nvidia/mit-b0", ["a.pth"]):
+        words = re.escape(f"Received: weights={value!r} of type {type(value).__name__}")
+        with pytest.raises(TypeError, match=words):
+            ksa.MiTB0(weights=value)
     with pytest.raises(ValueError, match=r"MiTBackbone of keras-hub.*='other'"):
         ksa.MiTB0(weights=keras.Sequential([keras.Input((3,))], name="other"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "weights/mit_b0.pth",
+            "./nothing",
+            "no-such-name",
+            "a/b/c",
+            "weights\\mit_b0",
+        ),
+        *("weights/mit_b0.h5", "weights/mit_b0.weights.h5", "weights/mit_b0.ckpt"),
+        *("weights/mit_b0.Zip", "mit/b0@2x.pth", "", "None", "~/mit_b0", "/mit/b0"),
+        *("here/mit_b0", "here/mit_b0.5"),
+    ],
+)
+def test_a_mistyped_path_is_never_asked_of_the_hub(hub, tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    asked = hub({})
+    words = re.escape(f"Received: weights={name!r}") + "$"
+    with pytest.raises(ValueError, match=rf"There is no such file .*@main.*{words}"):
+        ksa.MiTB0(weights=name)
+    assert asked == []
+
+
+def test_a_revision_of_the_hub(hub, tmp_path, monkeypatch):
+    (tmp_path / "nvidia").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = hub({})
+    for name in ("nvidia/mit-b0@main", "a/b@0a1b2c3", "a/b.v2@refs/pr/1", "a/b-1.5"):
+        with pytest.raises(ValueError, match=rf"the revision, .*weights='{name}'$"):
+            ksa.MiTB0(weights=name)
+        assert asked[-1] == (name, "pytorch_model.bin")
+
+
+def zeros(torch, **options):
+    return torch.zeros(3, **options)
+
+
+@pytest.mark.parametrize(
+    "make, kind",
+    [
+        pytest.param(lambda t: t.zeros(10**12, device="meta"), "meta", id="meta"),
+        pytest.param(lambda t: t.eye(3).to_sparse(), "torch.sparse_coo", id="sparse"),
+        pytest.param(lambda t: zeros(t, dtype=t.bool), "torch.bool", id="bool"),
+        pytest.param(lambda t: zeros(t, dtype=t.int64), "torch.int64", id="integers"),
+        pytest.param(lambda t: zeros(t, dtype=t.complex64), "complex64", id="complex"),
+        pytest.param(
+            lambda t: t.quantize_per_tensor(zeros(t), 0.1, 0, t.qint8),
+            "torch.qint8",
+            id="quantized",
+        ),
+        pytest.param(
+            lambda t: zeros(t).half().expand(10**12, 3), "12000.0 GB", id="view"
+        ),
+    ],
+)
+# PyTorch warns that quantized tensors are deprecated, and about its own storages.
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_other_kinds_raise(save, make, kind):
+    torch = pytest.importorskip("torch")
+    tensor = make(torch)
+    words = rf"mit_b0.pth'.* {kind}$"
+    with pytest.raises(ValueError, match=words):
+        ksa.MiTB0(weights=save({"norm.3.bias": tensor}))
+    # That of a head is not read.
+    assert read_mit_weights(save({"decode_head.bias": tensor})) == {}
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64"])
+def test_safetensors_of_other_dtypes_raise(tmp_path, dtype):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    save_file({"norm.3.bias": np.zeros(3, dtype)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"dense .*a.safetensors' with 'norm.3.bias'"):
+        ksa.MiTB0(weights=tmp_path / "a.safetensors")
+
+
+def test_files_of_absurd_size_raise(tmp_path, save):
+    pytest.importorskip("safetensors")
+    pytest.importorskip("torch")
+    claim = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,%d]}}'
+    header = claim % (4 * 10**12)
+    path = tmp_path / "claim.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="damaged or of another format"):
+        ksa.MiTB0(weights=path)
+    path.write_bytes((10**15).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="damaged or of another format"):
+        ksa.MiTB0(weights=path)
+    for name in ("a.safetensors", "a.pth"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(2**40)  # sparse
+        with pytest.raises(ValueError, match=rf"4.3 GB. .*{name}' of 1099.5 GB$"):
+            ksa.MiTB0(weights=tmp_path / name)
+
+
+def test_a_compressed_file_of_absurd_size_raises(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data/0", bytes(10**7))
+    monkeypatch.setattr(weight_files, "MAX_BYTES", 10**6)
+    assert (tmp_path / "a.pth").stat().st_size < 10**5
+    with pytest.raises(ValueError, match=r"a.pth' of 0.0 GB$"):
+        ksa.MiTB0(weights=tmp_path / "a.pth")

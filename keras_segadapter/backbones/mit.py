@@ -172,7 +172,7 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
               so on). NVIDIA licenses it for non-commercial research only.
             - Another name on the Hub, such as
               "nvidia/segformer-b0-finetuned-ade-512-512". A path on disk of that name
-              takes precedence.
+              takes precedence. "owner/name@revision" pins a branch, tag or commit.
             - A folder or file of transformers: `.safetensors`, `pytorch_model.bin`.
             - A `.pth` file of OpenMMLab's mmsegmentation or of NVlabs' SegFormer.
             - A MiTBackbone of keras-hub, from any preset. The presets are fine-tuned on
@@ -240,7 +240,8 @@ def _mit(size, depths, channels, weights, input_shape, drop_path, name):
     """Build a MiT of the given number of blocks and channels per stage."""
     check_rate("drop_path", drop_path)
     if isinstance(weights, str) and weights == "imagenet":
-        weights = f"nvidia/mit-{size}"
+        # With a revision, it is never taken for a path in a folder `nvidia`.
+        weights = f"nvidia/mit-{size}@main"
     # Read first, so that a wrong file raises before a large model is built.
     values = None if weights is None else read_mit_weights(weights)
     inputs = keras.Input(input_shape)

@@ -75,21 +75,21 @@ def read_mit_weights(source):
     Raises:
         TypeError: If `source` is not a path, a name or a model.
         ValueError: If there is no such file or repository, if the network fails, if the
-            file is damaged or holds more than tensors, or if the model is not a MiT.
+            file is damaged or holds more than dense floats, or if the model is not a
+            MiT.
         ImportError: If the package that reads the source is not installed.
     """
     if isinstance(source, keras.Model):
         return _values_of_keras_hub(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
-            "`weights` must be a file, a folder, a name on the Hugging Face Hub or a "
-            f"MiTBackbone of keras-hub. Received: weights={source!r} of type "
+            "`weights` must be None, a file, a folder, a name on the Hugging Face Hub "
+            f"or a MiTBackbone of keras-hub. Received: weights={source!r} of type "
             f"{type(source).__name__}"
         )
     tensors = {
         re.sub(PREFIX, "", key): value
-        for key, value in read_tensors(source).items()
-        if not re.match(OTHER_PARTS, key)
+        for key, value in read_tensors(source, OTHER_PARTS).items()
     }
     if any(re.match(r"layers\.\d\.", key) for key in tensors):
         names, tensors = OPENMMLAB, _split(tensors, ".attn.attn.in_proj_", "qkv")

@@ -1,34 +1,47 @@
 """Tensors from PyTorch's files, on disk or on the Hugging Face Hub."""
 
 import re
+import zipfile
 from importlib import import_module
+from math import prod
 from pathlib import Path
 
 # Files that transformers writes, the safer one first.
 FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
+HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
+# SegFormer-B5 takes 0.34 GB in float32, and the checkpoint of a training three times.
+MAX_BYTES = 4 * 2**30
+FLOATS = (
+    *("F16", "BF16", "F32", "F64"),
+    *("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"),
+)
 
 
-def read_tensors(source):
+def read_tensors(source, leave_out):
     """Read the tensors of a file; nothing else in it is loaded or executed.
 
     Args:
         source: Path of a `.safetensors` file, of a file that PyTorch wrote, or of a
-            folder that transformers wrote; or "owner/name" on the Hugging Face Hub, if
-            there is no such path.
+            folder that transformers wrote; or "owner/name" or "owner/name@revision" on
+            the Hugging Face Hub, if there is no such path.
+        leave_out: String. Regular expression of the beginnings of names whose tensors
+            are left out.
 
     Returns:
-        Dict of NumPy arrays by their names in the file, with axes as in PyTorch.
+        Dict of NumPy arrays, float32, by their names in the file, with axes as in
+        PyTorch.
 
     Raises:
         ValueError: If there is no such file or repository, if the network fails, or if
-            the file is damaged or holds Python objects.
+            the file is damaged, too large, or holds Python objects or tensors of other
+            kinds than dense floats.
         ImportError: If the package that fetches or reads the file is not installed.
     """
     file = _locate(source)
+    _check_size(file, file.stat().st_size)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_torch
-    return read(file)
+    return read(file, leave_out)
 
 
 def _locate(source):
@@ -36,7 +49,7 @@ def _locate(source):
     path = Path(source)
     if path.is_file():
         return path
-    if path.is_dir():
+    if path.is_dir() and source != "":
         for name in FILES:
             if (path / name).is_file():
                 return path / name
@@ -45,53 +58,76 @@ def _locate(source):
             "that save_pretrained wrote, or the file itself. Received: "
             f"weights={str(source)!r}"
         )
-    named = isinstance(source, str) and re.fullmatch(HUB_NAME, source)
-    if named and path.suffix not in SUFFIXES:
-        return _download(source)
+    found = isinstance(source, str) and HUB_NAME.fullmatch(source)
+    if found and path.suffix not in SUFFIXES:
+        name, revision = found.groups()
+        # A suffix of letters, unlike one of a version, or a folder of this name: it is
+        # rather a mistyped path.
+        is_path = re.search(r"\.[A-Za-z]\w*$", name) or path.parent.exists()
+        if revision or not is_path:
+            return _download(name, revision)
     raise ValueError(
         "There is no such file of weights. Pass a file, a folder, or a name on the "
-        f"Hugging Face Hub such as nvidia/mit-b0. Received: weights={str(source)!r}"
+        "Hugging Face Hub such as nvidia/mit-b0, or nvidia/mit-b0@main with a branch, "
+        "tag or commit, which is never taken for a path. Received: "
+        f"weights={str(source)!r}"
     )
 
 
-def _download(name):
+def _download(name, revision):
     """Return the path of a repository's file in the Hub's cache."""
     hub = _import("huggingface_hub", name)
     absent = _import("huggingface_hub.errors", name).EntryNotFoundError
     for file in FILES:
         try:
-            return Path(hub.hf_hub_download(name, file))
+            return Path(hub.hf_hub_download(name, file, revision=revision))
         except absent as error:  # the other file may be there, or in the cache
             cause = error
         except Exception as error:  # of the client's own kinds or the network's
             cause = error
             break
+    full = name if revision is None else f"{name}@{revision}"
     raise ValueError(
         "There is no such file or folder of weights, and fetching "
         f"{' or '.join(FILES)} from the Hugging Face Hub failed with "
-        f"{type(cause).__name__}. Check the name, the network and, for a private "
-        f"repository, the token. Received: weights={name!r}"
+        f"{type(cause).__name__}. Check the name, the revision, the network and, for a "
+        f"private repository, the token. Received: weights={full!r}"
     ) from cause
 
 
-def _read_safetensors(file):
+def _read_safetensors(file, leave_out):
     """Read a file of the format safetensors."""
-    load_file = _import("safetensors.numpy", file).load_file
+    safe_open = _import("safetensors", file).safe_open
     try:
-        return load_file(file)
-    except Exception as error:  # of the format's own kinds, or NumPy's for odd types
+        with safe_open(file, framework="numpy") as content:
+            names = [key for key in [*content.keys()] if not re.match(leave_out, key)]
+            parts = {name: content.get_slice(name) for name in names}
+            kinds = {name: part.get_dtype() for name, part in parts.items()}
+            _check_kinds(file, kinds)
+            sizes = [prod(part.get_shape()) for part in parts.values()]
+            _check_size(file, 4 * sum(sizes))
+            return {name: content.get_tensor(name) for name in names}
+    except ValueError:  # of the checks
+        raise
+    except Exception as error:  # of the format's own kinds
         raise ValueError(
             "The file of weights can't be read as safetensors: it is damaged or of "
             f"another format. Download it again. Received: weights={str(file)!r}"
         ) from error
 
 
-def _read_torch(file):
+def _read_torch(file, leave_out):
     """Read a file of PyTorch."""
     torch = _import("torch", file)
     try:
+        if zipfile.is_zipfile(file):  # its parts may be compressed
+            with zipfile.ZipFile(file) as parts:
+                size = sum(part.file_size for part in parts.infolist())
+            _check_size(file, size)
         # Other Python objects raise, so no code in the file is executed.
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except _TooLargeError:
+        raise
     except Exception as error:  # a damaged file can raise nearly any kind
         raise ValueError(
             "The file of weights can't be read as tensors of PyTorch: it is damaged, "
@@ -109,11 +145,53 @@ def _read_torch(file):
             f"state_dict. Received: weights={str(file)!r} with a "
             f"{type(content).__name__}"
         )
-    return {
-        str(key): value.detach().float().numpy()
+    tensors = {
+        str(key): value.detach()
         for key, value in content.items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor) and not re.match(leave_out, str(key))
     }
+    kinds = {}
+    for name, tensor in tensors.items():
+        # Those of the device "meta" have no values.
+        is_plain = tensor.layout == torch.strided and not tensor.is_nested
+        kinds[name] = str(tensor.dtype if is_plain else tensor.layout)
+        kinds[name] = "meta" if tensor.is_meta else kinds[name]
+    _check_kinds(file, kinds)
+    # A view that repeats one value takes its whole size as an array.
+    _check_size(file, 4 * sum(tensor.numel() for tensor in tensors.values()))
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def _check_size(file, size):
+    """Validate the bytes that a file or its tensors take, before memory is taken.
+
+    Raises:
+        _TooLargeError: If they are more than `MAX_BYTES`.
+    """
+    if size > MAX_BYTES:
+        raise _TooLargeError(
+            f"The weights of a MiT take less than {MAX_BYTES / 1e9:.1f} GB. Replace the"
+            f" file. Received: weights={str(file)!r} of {size / 1e9:.1f} GB"
+        )
+
+
+class _TooLargeError(ValueError):
+    """The error about weights of absurd size."""
+
+
+def _check_kinds(file, kinds):
+    """Validate the dtypes of tensors, in PyTorch's or safetensors' words.
+
+    Raises:
+        ValueError: If one is neither of floats nor dense.
+    """
+    for name, kind in kinds.items():
+        if kind not in FLOATS:
+            raise ValueError(
+                "The weights must be dense tensors of floats with 16, 32 or 64 bits. "
+                "Save the original model's state_dict. Received: "
+                f"weights={str(file)!r} with {name!r} of the kind {kind}"
+            )
 
 
 def _import(module, source):
