@@ -96,7 +96,8 @@ class SegmentationCrossentropy(keras.losses.Loss):
         labels = integer_labels(y_true, y_pred)  # (B, H, W)
         logits = ops.cast(y_pred, "float32")  # (B, h, w, K)
         labels, weights = self._weights(labels, logits.shape[-1])  # (B, H, W) each
-        total = ops.maximum(ops.sum(weights), keras.config.epsilon())
+        total = ops.sum(weights)
+        total = ops.where(total > 0, total, 1.0)  # of void pixels only, it is 0
         loss = resized_crossentropy(labels, weights * sample_weight, logits) / total
         return ops.reshape(loss, (1,))  # Keras scales no scalar for tf.distribute
 
