@@ -45,11 +45,15 @@ from keras_segadapter.training.watch import (
     StopOnNonsense,
     check_data,
     check_first_images,
+    check_validation,
 )
 from keras_segadapter.validation import (
+    check_batch,
+    check_config,
+    check_loss_weights,
     check_num_classes,
+    check_number,
     check_outputs,
-    check_size_of_masks,
     ignored_ids,
     is_auto,
 )
@@ -274,8 +278,8 @@ class Segmenter(keras.Model):
             TypeError: If `ignore_class` is neither None, an integer nor a list of
                 integers.
             ValueError: If `aux_weight` is negative, if an ignored id is a class, if a
-                dict names another output, or if one of Keras' losses or metrics does
-                not take ids and logits.
+                dict names another output, if class weights do not fit the classes, or
+                if one of Keras' losses or metrics does not take ids and logits.
 
         Example:
 
@@ -291,10 +295,8 @@ class Segmenter(keras.Model):
         ```
         """
         ids = ignored_ids(ignore_class, self.num_classes)
-        if not aux_weight >= 0:
-            raise ValueError(
-                f"`aux_weight` must be at least 0. Received: aux_weight={aux_weight}"
-            )
+        aux_weight = check_number("aux_weight", aux_weight, least=0)
+        check_loss_weights(loss_weights)
         names = list(self.output)
         weighted = kwargs.pop("weighted_metrics", None)
         check_outputs(
@@ -315,7 +317,7 @@ class Segmenter(keras.Model):
             if loss_weights is None:
                 loss_weights = {**dict.fromkeys(names, aux_weight), "logits": 1.0}
         if loss is not None:
-            loss = {key: fit_loss(each) for key, each in loss.items()}
+            loss = {key: fit_loss(each, self.num_classes) for key, each in loss.items()}
             if isinstance(loss_weights, dict):
                 loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
         by_loss = _ignored_by(loss, self.num_classes)
@@ -343,9 +345,10 @@ class Segmenter(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
-        watch = DataWatch(self.num_classes, by_loss, self.takes_pixels)
-        # Kept from Keras, which would save it.
-        object.__setattr__(self, "_watch", watch)
+        with_loss = [key for key, each in (loss or {}).items() if each is not None]
+        # Kept from Keras, which would save them.
+        object.__setattr__(self, "_watch", DataWatch(self, by_loss, with_loss))
+        object.__setattr__(self, "_learning", _ids(self.trainable_variables))
         if optimizer is not None:
             # Built at once, so that a file saved before the first step holds it whole.
             self.optimizer.build(self.trainable_variables)
@@ -393,21 +396,22 @@ class Segmenter(keras.Model):
             epochs before a resumption included.
 
         Raises:
-            ValueError: If the first images are not in the range that the model takes
-                (0..255 where it normalizes them), if masks in memory (arrays, or the
-                first batch of a PyDataset) hold ids outside the classes or do not fit
-                the images, if the loss becomes NaN, as it does where other sources have
-                ids outside the classes, if the masks are void throughout, if
-                `class_weight` is given, or if a backup does not fit the model.
+            ValueError: If layers were frozen or unfrozen after `compile`, if there are
+                no images or no masks, if the first images are not in the range that the
+                model takes (0..255 where it normalizes them), if masks in memory
+                (arrays, or the first batch of a PyDataset) hold ids outside the classes
+                or do not fit the images, if the loss becomes NaN, as it does where
+                other sources have ids outside the classes, if the masks are void
+                throughout, if `class_weight` is given, or if a backup does not fit the
+                model.
 
         Example: see `Segmenter`.
         """
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if self.compiled:  # otherwise Keras says so
+            _check_learning(self)
             check_data(self._watch, x, y)
-            validation = given.get("validation_data")
-            pair = isinstance(validation, (tuple, list))
-            check_data(self._watch, *(validation[:2] if pair else [validation]))
+            check_validation(self._watch, given.get("validation_data"))
         names = getattr(x, "class_names", None)
         if names is not None and len(names) == self.num_classes:
             self.name_classes(names, getattr(x, "colors", None))
@@ -431,7 +435,8 @@ class Segmenter(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """Compute the losses of all outputs, each on the one mask."""
-        check_size_of_masks(x, y)
+        watch = self._watch
+        check_batch(x, y, watch.channels, watch.outputs, watch.with_loss)
         y, sample_weight = map(self._for_each_output, (y, sample_weight))
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -459,8 +464,7 @@ class Segmenter(keras.Model):
         Raises:
             ValueError: If the first images are not in the range that the model takes.
         """
-        watch = DataWatch(self.num_classes, [], self.takes_pixels)
-        x = check_first_images(watch, x)
+        x = check_first_images(DataWatch(self), x)
         return self._at_image_size.predict(x, *args, **kwargs)
 
     def predict_on_batch(self, x):
@@ -635,6 +639,9 @@ class Segmenter(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        check_config(cls, config)
+        for stage in config.get("taps") or ():
+            check_config(Stage, stage)
         try:
             revived = {
                 key: keras.saving.deserialize_keras_object(value, custom_objects)
@@ -654,7 +661,8 @@ class Segmenter(keras.Model):
                 f"'{name}': {name}}} to keras.models.load_model. Received: a config "
                 f"with the {kind} '{name}', which is not registered"
             ) from None
-        revived["taps"] = [Stage(**stage) for stage in config["taps"]]
+        if config.get("taps"):
+            revived["taps"] = [Stage(**stage) for stage in config["taps"]]
         return cls(**revived)
 
 
@@ -710,6 +718,25 @@ def _ignored_by(losses, num_classes):
         loss = getattr(loss, "loss", loss)  # inside a ResizedLoss
         ids.update(ignored_ids(getattr(loss, "ignore_class", None), num_classes))
     return sorted(ids)
+
+
+def _ids(things):
+    return [id(thing) for thing in things]
+
+
+def _check_learning(model):
+    """Validate that the weights that learn are those at `compile`.
+
+    Raises:
+        ValueError: If they are not: Keras would go on with a mix of both.
+    """
+    if _ids(model.trainable_variables) != model._learning:
+        raise ValueError(
+            "Layers were frozen or unfrozen after compile, which Keras does not heed "
+            "before the next compile. Call model.compile(...) again, with a new "
+            f"optimizer. Received: {len(model.trainable_variables)} trainable weights, "
+            f"and {len(model._learning)} at compile"
+        )
 
 
 def _check_layers(taken, adapters, aux, **arguments):

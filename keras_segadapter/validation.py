@@ -1,5 +1,6 @@
 """Checks of arguments and of data in memory, before work is lost on them."""
 
+import inspect
 import math
 from numbers import Real
 
@@ -18,20 +19,36 @@ def check_integer(name, value, least=1):
     return int(value)
 
 
-def check_positive(name, value):
-    """Return `value` as a float, validated to be above 0 and finite."""
-    if not isinstance(value, Real) or not 0 < value < math.inf:
+def check_number(name, value, least=-math.inf, above=-math.inf, below=math.inf):
+    """Return `value` as a float, validated to be finite and within the bounds."""
+    # Comparisons are False for NaN, and bool(nan) is True: booleans come first.
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and max(least, above) <= value < below) or (
+        value == above
+    ):
+        bounds = (("of at least", least), ("above", above), ("below", below))
+        text = " and".join(f" {word} {at}" for word, at in bounds if math.isfinite(at))
         raise ValueError(
-            f"`{name}` must be a number above 0 and finite. Received: {name}={value!r}"
+            f"`{name}` must be a finite number{text}. Received: {name}={value!r}"
         )
     return float(value)
 
 
+def check_positive(name, value):
+    """Return `value` as a float, validated to be above 0 and finite."""
+    return check_number(name, value, above=0)
+
+
 def check_rate(name, rate):
-    """Return `rate`, validated to be in [0, 1)."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={rate}")
-    return rate
+    """Return `rate` as a float, validated to be in [0, 1)."""
+    return check_number(name, rate, least=0, below=1)
+
+
+def check_boolean(name, value):
+    """Return `value` as a bool, validated to be True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value)
 
 
 def check_size(name, size, least=1):
@@ -43,12 +60,34 @@ def check_size(name, size, least=1):
 
 def check_num_classes(num_classes):
     """Return `num_classes`, validated to be an integer of at least 2."""
-    if check_integer("num_classes", num_classes, least=0) < 2:
+    if isinstance(num_classes, (int, np.integer)) and num_classes < 2:
         raise ValueError(
             "`num_classes` must be at least 2: a binary mask has two classes, the "
             f"background and the object. Received: num_classes={num_classes}"
         )
-    return int(num_classes)
+    return check_integer("num_classes", num_classes, least=2)
+
+
+def check_config(cls, config):
+    """Validate that a config has what the constructor of a class takes.
+
+    Raises:
+        ValueError: If arguments without a default are missing, or others are unknown.
+    """
+    parameters = inspect.signature(cls).parameters.values()
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    config = config if isinstance(config, dict) else {}
+    missing = [p.name for p in named if p.default is p.empty and p.name not in config]
+    unknown = set(config) - {p.name for p in named}
+    if len(named) < len(parameters):
+        unknown = set()  # The constructor of Keras' class says so.
+    if missing or unknown:
+        raise ValueError(
+            f"The config of a {cls.__name__} must hold the arguments of its "
+            "constructor. Was it edited, or written by another version? Received: a "
+            f"config with the missing keys {missing} and the unknown keys "
+            f"{sorted(unknown)}"
+        )
 
 
 def ignored_ids(ignore_class, num_classes=None):
@@ -88,10 +127,15 @@ def is_auto(value):
     return isinstance(value, str) and value == "auto"
 
 
+def is_segmenter(model):
+    """Return whether `model` is a `Segmenter`."""
+    # By its attributes: Segmenter stands below in the reading order.
+    return hasattr(model, "stages") and hasattr(model, "adapters")
+
+
 def check_segmenter(model, caller):
     """Validate that `model` is a `Segmenter`, for the function or class `caller`."""
-    # By its attributes: Segmenter stands below in the reading order.
-    if not hasattr(model, "stages") or not hasattr(model, "adapters"):
+    if not is_segmenter(model):
         raise TypeError(
             f"{caller} takes a keras_segadapter.Segmenter, as build_segmenter makes "
             f"it. Received: model={model!r} of type {type(model).__name__}"
@@ -138,12 +182,54 @@ def check_outputs(names, **arguments):
             )
 
 
-def check_size_of_masks(images, masks):
-    """Validate that masks have the height and width of the images, where known.
+def check_loss_weights(weights):
+    """Validate the argument `loss_weights` of `compile`.
 
     Raises:
-        ValueError: If they have another; losses would resize the scores to it.
+        TypeError: If it is neither a dict, a list nor None.
+        ValueError: If it holds something other than finite numbers.
     """
+    if weights is not None and not isinstance(weights, (dict, list, tuple)):
+        raise TypeError(
+            '`loss_weights` must be a dict of numbers by output, such as {"logits": '
+            f'1.0, "aux": 0.4}}. Received: loss_weights={weights!r}'
+        )
+    items = weights.items() if isinstance(weights, dict) else enumerate(weights or ())
+    for key, weight in items:
+        check_number(f"loss_weights[{key!r}]", weight)
+
+
+def check_batch(images, masks, channels, outputs, with_loss):
+    """Validate that images have their masks, as far as shapes are known.
+
+    Args:
+        images: Batch of images.
+        masks: Batch of masks, or a dict of them by output.
+        channels: Integer. Channels C that the model takes.
+        outputs: Names of the outputs of the model.
+        with_loss: Names of the outputs that have a loss.
+
+    Raises:
+        ValueError: If there are no masks, or of the wrong outputs or another size, to
+            which losses would resize the scores; or if the images have other channels.
+    """
+    if images is None or masks is None:
+        raise ValueError(
+            "Training and evaluation take images and masks: fit(images, masks), or a "
+            "dataset of pairs (images, masks). Received: "
+            + ("x=None" if images is None else "images without masks, y=None")
+        )
+    if isinstance(masks, dict) and not set(with_loss) <= set(masks) <= set(outputs):
+        raise ValueError(
+            "Masks must be one array for all outputs, or a dict with an array for each "
+            f"of {list(with_loss)}. Received: a dict with the keys {list(masks)}"
+        )
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) == 4 and shape[-1] not in (None, channels):
+        raise ValueError(
+            f"Images must have the shape (batch, height, width, {channels}). Received: "
+            f"images of shape {shape}"
+        )
     size = tuple(getattr(images, "shape", ()))[1:3]
     for mask in masks.values() if isinstance(masks, dict) else [masks]:
         found = tuple(getattr(mask, "shape", ()))[1:3]

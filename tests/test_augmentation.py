@@ -412,7 +412,7 @@ def test_a_mask_of_ignored_ids_only():
         ({"crop_size": (0, 5)}, r"`crop_size\[0\]` must be an integer of at least 1"),
         ({"base_size": (5, 0)}, r"`base_size\[1\]` must be an integer of at least 1"),
         ({"scale": 2}, r"`scale` must be \(lowest, highest\). Received: scale=2$"),
-        ({"scale": (0, 2)}, r"`scale\[0\]` must be a number above 0"),
+        ({"scale": (0, 2)}, r"`scale\[0\]` must be a finite number above 0"),
         ({"scale": (2, 0.5)}, r"in this order. Received: scale=\(2, 0.5\)$"),
         ({"flip": 1.5}, r"`flip` must be a number from 0 to 1. Received: flip=1.5$"),
         ({"flip": "often"}, r"`flip` must be a number .*: flip='often'$"),

@@ -474,7 +474,7 @@ def test_options_that_groups_can_not_have_raise(option, error, words):
         paper_optimizer(segmenter(mit()), 9, warmup_steps=0, **{option: 1.0})
 
 
-ABOVE = "must be a number above 0"
+ABOVE = "must be a finite number above 0"
 BAD = {
     "steps 0": (dict(steps=0), "`steps` must be .* at least 1"),
     "steps 1.5": (dict(steps=1.5), "`steps` must be an integer"),

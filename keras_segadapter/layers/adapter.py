@@ -1,7 +1,5 @@
 """SegAdapter: attention and a feed-forward network beside the path (equation 6)."""
 
-import math
-
 import keras
 from keras import layers, ops
 
@@ -9,9 +7,11 @@ from keras_segadapter.layers.attention import HighOrderSpatialAttention
 from keras_segadapter.layers.native import Dense
 from keras_segadapter.layers.tokens import is_pair, join_tokens, map_shape, split_tokens
 from keras_segadapter.validation import (
+    check_boolean,
     check_feature_map,
     check_integer,
     check_num_classes,
+    check_number,
     check_positive,
 )
 
@@ -92,14 +92,10 @@ class SegAdapter(layers.Layer):
         self.num_classes = check_num_classes(num_classes)
         self.kernel_size = check_integer("kernel_size", kernel_size)
         self.ffn_ratio = check_positive("ffn_ratio", ffn_ratio)
-        if not math.isfinite(scale_init):
-            raise ValueError(
-                f"`scale_init` must be finite. Received: scale_init={scale_init}"
-            )
-        self.scale_init = float(scale_init)
+        self.scale_init = check_number("scale_init", scale_init)
         self.num_blocks = check_integer("num_blocks", num_blocks)
-        self.return_scores = return_scores
-        self.normalize = normalize
+        self.return_scores = check_boolean("return_scores", return_scores)
+        self.normalize = check_boolean("normalize", normalize)
 
     def build(self, input_shape):
         if is_pair(input_shape):

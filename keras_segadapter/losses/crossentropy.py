@@ -115,6 +115,11 @@ class SegmentationCrossentropy(keras.losses.Loss):
             weights = weights * ops.take(table, labels)
         return labels, weights
 
+    def check_class_weight(self, num_classes):
+        """Validate that the class weights are those of `num_classes` classes."""
+        if self.class_weight is not None:
+            _weight_of_each_class(self.class_weight, num_classes)
+
     def get_config(self):
         config = super().get_config()
         config.update(ignore_class=self.ignore_class, class_weight=self.class_weight)

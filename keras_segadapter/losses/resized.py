@@ -42,21 +42,33 @@ class ResizedLoss(keras.losses.Loss):
         return cls(**{**config, "loss": loss})
 
 
-def fit_loss(loss):
+def fit_loss(loss, num_classes):
     """Return a loss that takes a mask of ids and a segmenter's scores.
 
     Args:
         loss: A loss as `keras.Model.compile` takes it, or None.
+        num_classes: Integer. Number of classes K.
 
     Raises:
-        ValueError: If it is one of Keras' losses that takes one-hot masks,
-            probabilities or values; the message names the loss to use.
+        ValueError: If it is no loss, if its class weights do not fit the classes, or if
+            it is one of Keras' losses that takes one-hot masks, probabilities or
+            values; the message names the loss to use.
     """
-    if loss is None or isinstance(
-        loss, (SegmentationCrossentropy, MaskLoss, ResizedLoss)
+    try:
+        named = keras.losses.get(loss)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`loss` must be a keras.losses.Loss of class ids and logits, a function of "
+            "(y_true, y_pred), or a dict of them by output. Leave it out for "
+            f"keras_segadapter.SegmentationCrossentropy. Received: loss={loss!r}"
+        ) from error
+    for part in [named, *getattr(named, "losses", ())]:
+        if isinstance(part, SegmentationCrossentropy):
+            part.check_class_weight(num_classes)
+    if named is None or isinstance(
+        named, (SegmentationCrossentropy, MaskLoss, ResizedLoss)
     ):
-        return loss
-    named = keras.losses.get(loss)
+        return named
     if not is_of_keras(named) or (
         isinstance(named, keras.losses.SparseCategoricalCrossentropy)
         and named.from_logits

@@ -1,6 +1,7 @@
 """A watch over the data that training sees: what makes the loss NaN or meaningless."""
 
 import math
+import os
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras_segadapter.losses.crossentropy import (
     integer_labels,
 )
 from keras_segadapter.validation import (
+    check_batch,
     check_masks,
     check_range,
     count_values,
@@ -29,15 +31,17 @@ class DataWatch(keras.metrics.Metric):
     tf.distribute adds up over devices.
 
     Args:
-        num_classes: Integer. Number of classes K.
-        ignored: List of the ids of void pixels.
-        takes_pixels: Boolean. Whether the model takes pixels in 0..255.
+        model: A `Segmenter`, which is not kept.
+        ignored: List of the ids of void pixels. Defaults to `()`.
+        with_loss: List of the names of the outputs with a loss. Defaults to `()`.
     """
 
-    def __init__(self, num_classes, ignored, takes_pixels):
+    def __init__(self, model, ignored=(), with_loss=()):
         super().__init__(name="data_watch", dtype="float32")
-        self.num_classes, self.ignored = num_classes, ignored
-        self.takes_pixels = takes_pixels
+        self.num_classes, self.ignored = model.num_classes, ignored
+        self.takes_pixels = model.takes_pixels
+        self.channels = model.input_shape[-1]
+        self.outputs, self.with_loss = list(model.output), with_loss
         self.image_dtype = None
         add = {"initializer": "zeros", "dtype": "float32"}
         self.values = self.add_weight(shape=(VALUES,), name="values", **add)
@@ -117,8 +121,8 @@ class StopOnNonsense(keras.callbacks.Callback):
         self._check_batch("training", batch, logs)
 
     def on_test_begin(self, logs=None):
-        # Keras sets the counts back once validation has begun.
-        self._check_pass("training")
+        if self.epoch:  # Keras sets the counts back once validation has begun.
+            self._check_pass("training")
 
     def on_test_batch_end(self, batch, logs=None):
         self._check_batch("validation" if self.epoch else "evaluation", batch, logs)
@@ -142,7 +146,12 @@ class StopOnNonsense(keras.callbacks.Callback):
 
     def _check_pass(self, part):
         """Validate, once, that something counted in the data of a whole pass."""
-        if part not in self.seen or f"all {part}" in self.seen:
+        if part not in self.seen:
+            raise ValueError(
+                f"The {part} data must hold at least one batch of images and masks. A "
+                "generator that was read before is empty. Received: no batches"
+            )
+        if f"all {part}" in self.seen:
             return
         self.seen.add(f"all {part}")
         watch = self._watch()
@@ -169,18 +178,75 @@ def check_data(watch, x, y=None):
         y: Masks, or a dict of them by output.
 
     Raises:
+        TypeError: If they are neither arrays nor sources of batches.
         ValueError: If they are not as the model takes them.
     """
+    _check_source("x", x)
     if isinstance(x, keras.utils.PyDataset):
         x, y = (*_as_tuple(x[0]), None)[:2]
-    images = _array(x, 32)
-    if images is not None and images.dtype != "uint8" and images.size:
-        counts = count_values(images, np)
-        check_range(counts, images.dtype, watch.takes_pixels)
+    images = _array(x, 1)
+    if images is None and x is not None:
+        return  # a source of batches
+    check_batch(images, y, watch.channels, watch.outputs, watch.with_loss)
+    _check_images(watch, x)
+    shape = (len(_single(x)), *images.shape[1:])
     for masks in y.values() if isinstance(y, dict) else [y]:
+        _check_source("y", masks)
         masks = _array(masks)
         if masks is not None:
-            check_masks(masks, np.shape(x), watch.num_classes, watch.ignored)
+            check_masks(masks, shape, watch.num_classes, watch.ignored)
+
+
+def check_validation(watch, data):
+    """Validate the argument `validation_data` of `fit` as `check_data` does.
+
+    Raises:
+        ValueError: If it is a tuple of other than images, masks and weights.
+    """
+    if data is None:
+        return
+    pair = isinstance(data, (tuple, list))
+    if pair and len(data) not in (2, 3):
+        raise ValueError(
+            "`validation_data` must be a pair (images, masks) or a dataset of such. "
+            f"Received: validation_data={type(data).__name__} of {len(data)}"
+        )
+    check_data(watch, *(data[:2] if pair else [data]))
+
+
+def _check_source(name, data):
+    """Validate that data is one array or a source of batches, and not empty."""
+    several = isinstance(data, (list, tuple)) and len(data) != 1
+    if several or isinstance(data, (str, os.PathLike)) or np.isscalar(data):
+        kind = type(data).__name__ + (f" of {len(data)}" if several else "")
+        raise TypeError(
+            f"`{name}` must be one array of all images or masks, as numpy.stack makes "
+            "it of those of one size, or a dataset of batches, as "
+            "keras_segadapter.data.open_folder makes it of files. Received: "
+            f"{name} of type {kind}"
+        )
+    try:
+        empty = len(_single(data)) == 0
+    except (TypeError, NotImplementedError):  # no length, or an unknown one
+        return
+    if empty:
+        raise ValueError(
+            f"`{name}` must hold at least one image or batch. Received: {name} of "
+            "length 0"
+        )
+
+
+def _check_images(watch, images):
+    """Validate the range of the first of some images in memory."""
+    images = _array(images, 32)
+    if images is None or images.dtype == "uint8" or not images.size:
+        return
+    if images.dtype.kind in "OSU":
+        raise ValueError(
+            "Images must hold numbers in 0..255, uint8 or float. Received: images of "
+            f"dtype {images.dtype}"
+        )
+    check_range(count_values(images, np), images.dtype, watch.takes_pixels)
 
 
 def check_first_images(watch, data):
@@ -196,13 +262,20 @@ def check_first_images(watch, data):
     Raises:
         ValueError: If the images are not as the model takes them.
     """
+    _check_source("x", data)
     if isinstance(data, keras.utils.PyDataset) or _array(data, 1) is not None:
-        check_data(watch, data)
+        batch = data[0] if isinstance(data, keras.utils.PyDataset) else data
+        _check_images(watch, _as_tuple(batch)[0] if batch is not data else data)
         return data
+    if not hasattr(data, "__iter__"):
+        raise TypeError(
+            "`x` must be images (N, height, width, channels) or a dataset of batches. "
+            f"Received: x={data!r}"
+        )
     batches = iter(data)
     first = next(batches, None)
     if first is not None:
-        check_data(watch, _as_tuple(first)[0])
+        _check_images(watch, _as_tuple(first)[0])
     if batches is not data:  # as it is of a tf.data.Dataset or DataLoader
         return data
 
@@ -213,14 +286,20 @@ def check_first_images(watch, data):
     return generator()
 
 
+def _single(value):
+    """Return the only array of a list or dict, as of a model with one input."""
+    if isinstance(value, (list, dict)) and len(keras.tree.flatten(value)) == 1:
+        return keras.tree.flatten(value)[0]
+    return value
+
+
 def _as_tuple(batch):
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def _array(value, count=None):
     """Return the first `count` rows of an array or tensor as NumPy, else None."""
-    if isinstance(value, (list, dict)) and len(keras.tree.flatten(value)) == 1:
-        value = keras.tree.flatten(value)[0]  # of a model with one input
+    value = _single(value)
     if not hasattr(value, "__array__") or not hasattr(value, "shape"):
         return None  # such as a dataset; tensors of another backend are arrays too
     return ops.convert_to_numpy(value[:count])
