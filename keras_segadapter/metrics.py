@@ -204,15 +204,28 @@ def fit_metric(metric, num_classes, ignored):
         ignored: List of the ids of void pixels.
 
     Raises:
-        ValueError: If it is one of Keras' metrics that does not take ids and scores of
-            each class, or is made for another number of classes; the message names
-            those that do.
+        ValueError: If it is no metric, if it is one of Keras' metrics that does not
+            take ids and scores of each class, or if it is made for another number of
+            classes; the message names those that do.
     """
+    if isinstance(metric, MeanIoU) and metric.num_classes != num_classes:
+        raise ValueError(
+            "Metrics and model must have the same number of classes. Received: "
+            f"MeanIoU(num_classes={metric.num_classes}) for a model with "
+            f"num_classes={num_classes}"
+        )
     if isinstance(metric, (MeanIoU, ResizedMetric)):
         return metric
     if isinstance(metric, str) and metric in ("accuracy", "acc"):
         metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
-    named = keras.metrics.get(metric)
+    try:
+        named = keras.metrics.get(metric)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`metrics` must hold instances of keras.metrics.Metric, names that Keras "
+            "knows, or functions of (y_true, y_pred). Received: "
+            f"metrics=[..., {metric!r}, ...]"
+        ) from error
     if not isinstance(named, keras.metrics.Metric):
         own = not is_of_keras(named)
         named = keras.metrics.MeanMetricWrapper(named, name=named.__name__)

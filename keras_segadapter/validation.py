@@ -75,7 +75,7 @@ def check_config(cls, config):
         ValueError: If arguments without a default are missing, or others are unknown.
     """
     parameters = inspect.signature(cls).parameters.values()
-    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     config = config if isinstance(config, dict) else {}
     missing = [p.name for p in named if p.default is p.empty and p.name not in config]
     unknown = set(config) - {p.name for p in named}

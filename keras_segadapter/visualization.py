@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_segadapter.validation import check_integer
+from keras_segadapter.validation import check_integer, check_number
 
 LEGEND = 40  # classes that a legend names
 
@@ -116,7 +116,7 @@ def overlay(image, labels, alpha=0.5, colors=None):
             "`image` and `labels` must have one height and width. Resize one of them. "
             f"Received: image of shape {image.shape}, labels of shape {rows.shape}"
         )
-    if not 0 <= alpha <= 1:
+    if check_number("alpha", alpha, least=0) > 1:
         raise ValueError(
             f"`alpha` must be a number from 0 to 1. Received: alpha={alpha!r}"
         )

@@ -71,7 +71,8 @@ def resolve_adapters(adapters, stages, num_classes, aux, taken=()):
         ValueError: If they do not fit, or `aux` is unknown or asks for their scores
             where there are none.
     """
-    if not (aux in ("sum", "per_stage", None) or isinstance(aux, keras.Layer)):
+    known = aux is None or (isinstance(aux, str) and aux in ("sum", "per_stage"))
+    if not known and not isinstance(aux, keras.Layer):
         raise ValueError(
             '`aux` must be "sum", "per_stage", None or a layer like `head`. Received: '
             f"aux={aux!r}"

@@ -1,15 +1,13 @@
 """Pixel-wise cross-entropy that leaves void pixels out and can weigh classes."""
 
-import math
 import operator
-from numbers import Real
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_segadapter.losses.tiles import resized_crossentropy
-from keras_segadapter.validation import ignored_ids, is_auto
+from keras_segadapter.validation import check_number, ignored_ids, is_auto
 
 # What Keras calls the mean; the last also scales for tf.distribute.
 MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
@@ -154,8 +152,9 @@ def balanced_class_weight(pixels):
 
     Source: scikit-learn's `compute_class_weight("balanced")`.
     """
-    counts = np.asarray(pixels, "float64")
-    if counts.ndim != 1 or not (counts >= 0).all() or not counts.any():
+    counts = np.asarray(pixels)
+    finite = counts.dtype.kind in "uif" and np.isfinite(counts).all()
+    if counts.ndim != 1 or not finite or (counts < 0).any() or not counts.any():
         raise ValueError(
             "`pixels` must hold the number of pixels of each class, (num_classes,), "
             f"and not only zeros. Received: pixels={pixels!r}"
@@ -179,7 +178,7 @@ def _checked_class_weight(class_weight):
     """
     if class_weight is None:
         return None
-    if isinstance(class_weight, str) or not hasattr(class_weight, "__len__"):
+    if not isinstance(class_weight, (dict, list, tuple, np.ndarray)):
         raise TypeError(
             "`class_weight` must be a list of one weight per class, or a dict from "
             "classes to weights. For balanced ones pass "
@@ -188,14 +187,15 @@ def _checked_class_weight(class_weight):
         )
     named = isinstance(class_weight, dict)
     weights = list(class_weight.values() if named else class_weight)
-    if not all(isinstance(w, Real) and 0 <= w < math.inf for w in weights) or not (
-        named or any(weights)
-    ):
+    try:
+        weights = [check_number("class_weight", weight, least=0) for weight in weights]
+    except ValueError:
+        weights = None
+    if weights is None or not (named or any(weights)):
         raise ValueError(
             "`class_weight` must hold finite numbers of at least 0, and not only "
             f"zeros. Received: class_weight={class_weight!r}"
         )
-    weights = [float(weight) for weight in weights]
     if not named:
         return weights
     try:  # JSON keeps the classes of a saved dict as text.

@@ -1,6 +1,7 @@
 """Keras' losses of one-hot masks, on integer masks with void pixels."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_segadapter.losses.crossentropy import (
@@ -11,7 +12,12 @@ from keras_segadapter.losses.crossentropy import (
     integer_labels,
 )
 from keras_segadapter.losses.tiles import resized_whole
-from keras_segadapter.validation import check_positive, ignored_ids, is_auto
+from keras_segadapter.validation import (
+    check_config,
+    check_positive,
+    ignored_ids,
+    is_auto,
+)
 
 # They compare regions; all others that are accepted give one value per pixel.
 OF_REGIONS = (keras.losses.Dice, keras.losses.Tversky)
@@ -101,11 +107,13 @@ class MaskLoss(keras.losses.Loss):
         self.losses = list(losses) if isinstance(losses, (list, tuple)) else [losses]
         for loss in self.losses:
             _check_loss(loss, self.ignore_class)
-        weights = [1.0] * len(self.losses) if weights is None else list(weights)
-        if not self.losses or len(weights) != len(self.losses):
+        weights = [1.0] * len(self.losses) if weights is None else weights
+        numbers = isinstance(weights, (list, tuple, np.ndarray))
+        if not self.losses or not numbers or len(weights) != len(self.losses):
             raise ValueError(
-                "MaskLoss takes at least one loss and as many `weights` as losses. "
-                f"Received: {len(self.losses)} losses and {len(weights)} weights"
+                "MaskLoss takes at least one loss, and `weights` as a list of one "
+                f"number per loss. Received: {len(self.losses)} losses and "
+                f"weights={weights!r}"
             )
         self.weights = [
             check_positive(f"weights[{i}]", weight) for i, weight in enumerate(weights)
@@ -155,6 +163,7 @@ class MaskLoss(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config):
+        check_config(cls, config)
         losses = [keras.losses.deserialize(loss) for loss in config["losses"]]
         return cls(**{**config, "losses": losses})
 

@@ -1,15 +1,13 @@
 """The paper's optimizer: each part of a segmenter learns at its own rate."""
 
-import math
 import re
-from numbers import Real
 
 import keras
 
 from keras_segadapter.backbones.mit import MixFFN
 from keras_segadapter.training.optimizers import GroupedOptimizer
 from keras_segadapter.training.schedules import WarmupPoly
-from keras_segadapter.validation import check_positive, check_segmenter
+from keras_segadapter.validation import check_number, check_positive, check_segmenter
 
 
 def paper_optimizer(
@@ -67,7 +65,7 @@ def paper_optimizer(
         one per group, and these have a `learning_rate`; it has none itself.
 
     Raises:
-        TypeError: If `model` is not a `Segmenter`, or if `name` or `loss_scale_factor`
+        TypeError: If `model` is not a `Segmenter`, if `multipliers` is no dict, or if `name` or `loss_scale_factor`
             is given.
         ValueError: If an argument is out of range, if nothing is trainable, if a
             pattern of `multipliers` matches no weight or two of them match one, if
@@ -97,11 +95,7 @@ def paper_optimizer(
             "`model` must have trainable weights. Set `trainable = True` on what is to "
             f"learn before calling paper_optimizer. Received: model='{model.name}'"
         )
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
-        raise ValueError(
-            "`weight_decay` must be a number of at least 0 and finite. Received: "
-            f"weight_decay={weight_decay!r}"
-        )
+    check_number("weight_decay", weight_decay, least=0)
     check_positive("learning_rate", learning_rate)
     check_positive("adapter_multiplier", adapter_multiplier)
     check_positive("head_multiplier", head_multiplier)
@@ -153,10 +147,7 @@ def _trainable_weights(model):
 
 def _stage_decay(model, layer_decay):
     """Return the factor on the rate by the id of each layer of a ConvNeXt's stages."""
-    if not isinstance(layer_decay, Real) or not 0 < layer_decay < 1:
-        raise ValueError(
-            f"`layer_decay` must be in (0, 1). Received: layer_decay={layer_decay!r}"
-        )
+    check_number("layer_decay", layer_decay, above=0, below=1)
     stage_of, blocks_of_third = {}, set()
     for layer in model.layers:
         block = re.search(r"_stage_([0-3])_block_(\d+)_", layer.name)
@@ -180,6 +171,11 @@ def _stage_decay(model, layer_decay):
 
 def _factors_by_pattern(model, multipliers):
     """Return the user's factors by the id of each weight that a pattern matches."""
+    if not isinstance(multipliers, dict):
+        raise TypeError(
+            "`multipliers` must be a dict from regular expressions to numbers. "
+            f"Received: multipliers={multipliers!r}"
+        )
     matched = {}
     for pattern, factor in multipliers.items():
         check_positive(f"multipliers[{pattern!r}]", factor)

@@ -50,6 +50,7 @@ class DataWatch(keras.metrics.Metric):
         self.counted = self.add_weight(shape=(), name="counted", **add)
 
     def update_state(self, images, masks, scores):
+        images = _single(images)
         self.image_dtype = keras.backend.standardize_dtype(images.dtype)
         if self.image_dtype != "uint8":
             counts = count_values(ops.cast(images, "float32"), ops)
