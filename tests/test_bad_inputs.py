@@ -48,21 +48,143 @@ class Wide(keras.layers.Layer):
         return input_shape[0]
 
 
-class Wrong(keras.utils.PyDataset):
+class Batches(keras.utils.PyDataset):
+    """A dataset of the batches that it is given."""
+
+    def __init__(self, *batches):
+        super().__init__()
+        self.batches = batches
+
     def __len__(self):
-        return 1
+        return len(self.batches)
 
     def __getitem__(self, index):
-        return IMAGES, masks(9)
+        return self.batches[index]
+
+
+def evaluate(*data):
+    model = build()
+    model.compile()
+    model.evaluate(*data, verbose=0)
+
+
+def revive(thing, missing=None, unknown=None):
+    config = thing.get_config()
+    config.pop(missing, None)
+    config.update(dict.fromkeys([unknown] if unknown else []))
+    type(thing).from_config(config)
+
+
+def revive_stage():
+    config = build().get_config()
+    del config["taps"][0]["stride"]
+    ksa.Segmenter.from_config(config)
+
+
+NUMBERS = {
+    "aux_weight": lambda value: build().compile(aux_weight=value),
+    "loss_weight": lambda value: build().compile(loss_weights={"logits": value}),
+    "ffn_ratio": lambda value: SegAdapter(2, ffn_ratio=value),
+    "scale_init": lambda value: SegAdapter(2, scale_init=value),
+    "kernel_size": lambda value: SegAdapter(2, kernel_size=value),
+    "num_blocks": lambda value: SegAdapter(2, num_blocks=value),
+    "filters": lambda value: ksa.SegAttention(value),
+    "channels": lambda value: ksa.MLPHead(2, channels=value),
+    "dropout": lambda value: ksa.MLPHead(2, dropout=value),
+    "drop_path": lambda value: ksa.MiTB0(drop_path=value),
+    "num_classes": lambda value: ksa.MeanIoU(value),
+    "class_weight": lambda value: ksa.SegmentationCrossentropy(class_weight=[value, 1]),
+    "class_weight_by_class": lambda value: ksa.SegmentationCrossentropy(
+        class_weight={0: value}
+    ),
+    "weights": lambda value: ksa.MaskLoss(DICE, weights=[value]),
+    "pixels": lambda value: ksa.balanced_class_weight([value, 1]),
+    "learning_rate": lambda value: ksa.WarmupPoly(value, 2, 1),
+    "steps": lambda value: ksa.WarmupPoly(1, value, 1),
+    "warmup_steps": lambda value: ksa.WarmupPoly(1, 2, value),
+    "weight_decay": lambda value: ksa.paper_optimizer(MODEL, 2000, weight_decay=value),
+    "head_multiplier": lambda value: ksa.paper_optimizer(
+        MODEL, 2000, head_multiplier=value
+    ),
+    "scales": lambda value: ksa.predict_logits(MODEL, IMAGES[0], scales=[value]),
+    "crop": lambda value: ksa.predict_logits(MODEL, IMAGES[0], crop=value or "none"),
+    "tile": lambda value: ksa.predict_labels(MODEL, IMAGES[0], tile=value or "none"),
+    "image_size": lambda value: ksa.cost_report(MODEL, value),
+    "every": lambda value: ksa.TrainingPictures(IMAGES, MASKS, "unused", every=value),
+    "alpha": lambda value: ksa.visualization.overlay(IMAGES[0], MASKS[0], alpha=value),
+}
 
 
 ONE_HOT = np.eye(2, dtype="uint8")[MASKS]
 SHORT = [SegAdapter(2)]
 DICE = keras.losses.Dice(axis=(1, 2))
 NAN, HALF = np.full((8, 8, 3), np.nan), np.full((8, 8, 3), 0.5)
+MODEL = build()
 TABLE = {
     # Building
     "one_class": (lambda: build(num_classes=1), ValueError, "two classes, the backgr"),
+    "negative_classes": (
+        lambda: build(num_classes=-3),
+        ValueError,
+        "must be at least 2.*Received: num_classes=-3",
+    ),
+    "taps_number": (
+        lambda: build(taps=3),
+        ValueError,
+        "`taps` must be a list.*Received: taps=3",
+    ),
+    "backbone_segmenter": (
+        lambda: build_segmenter(MODEL, 2),
+        TypeError,
+        "Pass its backbone, model.backbone, or .*Segmenter.from_config",
+    ),
+    "stages_of_a_segmenter": (
+        lambda: ksa.find_stages(MODEL),
+        TypeError,
+        "model.backbone",
+    ),
+    "aux_array": (lambda: build(aux=MASKS), ValueError, '`aux` must be "sum"'),
+    "return_scores_text": (
+        lambda: SegAdapter(2, return_scores="no"),
+        TypeError,
+        "`return_scores` must be True or False. Received: return_scores='no'",
+    ),
+    "multipliers_number": (
+        lambda: ksa.paper_optimizer(MODEL, 2000, multipliers=3),
+        TypeError,
+        "`multipliers` must be a dict",
+    ),
+    # Configs
+    "config_without_backbone": (
+        lambda: revive(MODEL, "backbone"),
+        ValueError,
+        "config of a Segmenter .*missing keys \\['backbone'\\]",
+    ),
+    "config_with_more": (
+        lambda: revive(MODEL, unknown="color"),
+        ValueError,
+        "unknown keys \\['color'\\]",
+    ),
+    "config_of_a_stage": (
+        lambda: revive_stage(),
+        ValueError,
+        "config of a Stage .*\\['stride'\\]",
+    ),
+    "config_of_a_loss": (
+        lambda: revive(ksa.MaskLoss(DICE), "losses"),
+        ValueError,
+        "config of a MaskLoss .*\\['losses'\\]",
+    ),
+    "config_of_a_layer": (
+        lambda: revive(SegAdapter(2), "num_classes"),
+        TypeError,
+        "'num_classes'",
+    ),
+    "config_of_a_layer_with_more": (
+        lambda: revive(SegAdapter(2), unknown="color"),
+        TypeError,
+        "'color'",
+    ),
     "classes_as_text": (
         lambda: build(num_classes="19"),
         ValueError,
@@ -181,7 +303,125 @@ TABLE = {
         ValueError,
         "`metrics` must name outputs",
     ),
+    "loss_unknown": (
+        lambda: fit(compiled=dict(loss="foo")),
+        ValueError,
+        "`loss` must be a keras.losses.Loss.*Received: loss='foo'",
+    ),
+    "loss_number": (lambda: fit(compiled=dict(loss=3)), ValueError, "loss=3"),
+    "loss_list": (lambda: fit(compiled=dict(loss=["mse"])), ValueError, "by output"),
+    "loss_class": (
+        lambda: fit(compiled=dict(loss=keras.losses.MeanSquaredError)),
+        ValueError,
+        "compares probabilities or values",
+    ),
+    "loss_weights_number": (
+        lambda: fit(compiled=dict(loss_weights=2.0)),
+        TypeError,
+        "`loss_weights` must be a dict",
+    ),
+    "metric_unknown": (
+        lambda: fit(compiled=dict(metrics=["foo"])),
+        ValueError,
+        "`metrics` must hold.*'foo'",
+    ),
+    "metric_class": (
+        lambda: fit(compiled=dict(metrics=[ksa.MeanIoU])),
+        ValueError,
+        "`metrics` must hold instances",
+    ),
+    "metric_of_more_classes": (
+        lambda: fit(compiled=dict(metrics=[ksa.MeanIoU(5)])),
+        ValueError,
+        "MeanIoU\\(num_classes=5\\) for a model with num_classes=2",
+    ),
+    "class_weight_at_compile": (
+        lambda: build().compile(loss=ksa.SegmentationCrossentropy(255, [1, 2, 3])),
+        ValueError,
+        "3 weights for 2 classes",
+    ),
+    "class_weight_in_a_mix": (
+        lambda: build().compile(
+            loss=ksa.MaskLoss(ksa.SegmentationCrossentropy(class_weight={5: 1}))
+        ),
+        ValueError,
+        "classes \\[5\\]",
+    ),
+    "class_weight_set": (
+        lambda: ksa.SegmentationCrossentropy(class_weight={1, 2}),
+        TypeError,
+        "a list of one weight per class",
+    ),
+    "weights_number": (
+        lambda: ksa.MaskLoss(DICE, weights=3),
+        ValueError,
+        "one number per loss.*weights=3",
+    ),
     # Training
+    "no_masks": (lambda: fit(y=None), ValueError, "images without masks, y=None"),
+    "no_images": (lambda: fit(x=None, y=None), ValueError, "Received: x=None"),
+    "no_images_but_masks": (lambda: fit(x=None), ValueError, "Received: x=None"),
+    "list_of_images": (
+        lambda: fit(x=list(IMAGES), y=list(MASKS)),
+        TypeError,
+        "numpy.stack.*Received: x of type list of 2",
+    ),
+    "list_of_masks": (
+        lambda: fit(y=list(MASKS)),
+        TypeError,
+        "Received: y of type list of 2",
+    ),
+    "tuple_of_both": (lambda: fit(x=(IMAGES, MASKS), y=None), TypeError, "tuple of 2"),
+    "path": (lambda: fit(x="folder", y=None), TypeError, "open_folder"),
+    "gray_images": (lambda: fit(x=IMAGES[..., :1]), ValueError, "16, 24, 1\\)"),
+    "images_of_text": (lambda: fit(x=IMAGES.astype(str)), ValueError, "dtype <U"),
+    "masks_of_another_output": (
+        lambda: fit(y={"logit": MASKS}),
+        ValueError,
+        "each of \\['logits', 'aux'\\].*\\['logit'\\]",
+    ),
+    "masks_of_one_output": (
+        lambda: fit(y={"logits": MASKS}),
+        ValueError,
+        "each of \\['logits', 'aux'\\].*\\['logits'\\]",
+    ),
+    "empty_arrays": (lambda: fit(IMAGES[:0], MASKS[:0]), ValueError, "x of length 0"),
+    "empty_dataset": (lambda: fit(Batches(), None), ValueError, "x of length 0"),
+    "dataset_without_masks": (
+        lambda: fit(Batches(IMAGES), None),
+        ValueError,
+        "images without masks",
+    ),
+    "dataset_with_wrong_output": (
+        lambda: fit(Batches((IMAGES, {"mask": MASKS})), None),
+        ValueError,
+        "Received: a dict with the keys \\['mask'\\]",
+    ),
+    "validation_of_one": (
+        lambda: fit(validation_data=(IMAGES,)),
+        ValueError,
+        "`validation_data` must be a pair .*tuple of 1",
+    ),
+    "validation_of_images": (
+        lambda: fit(validation_data=IMAGES),
+        ValueError,
+        "images without masks",
+    ),
+    "validation_empty": (
+        lambda: fit(validation_data=(IMAGES[:0], MASKS[:0])),
+        ValueError,
+        "x of length 0",
+    ),
+    "evaluate_no_masks": (lambda: evaluate(IMAGES), ValueError, "without masks"),
+    "evaluate_list": (
+        lambda: evaluate(list(IMAGES), list(MASKS)),
+        TypeError,
+        "x of type list of 2",
+    ),
+    "evaluate_empty": (lambda: evaluate(Batches()), ValueError, "x of length 0"),
+    "predict_none": (lambda: MODEL.predict(None), TypeError, "Received: x=None"),
+    "predict_list": (lambda: MODEL.predict(list(IMAGES)), TypeError, "numpy.stack"),
+    "predict_empty": (lambda: MODEL.predict(IMAGES[:0]), ValueError, "length 0"),
     "id_outside": (lambda: fit(y=masks(7)), ValueError, "outside the 2 classes.*\\[7"),
     "many_ids": (lambda: fit(y=masks(200)), ValueError, "raise num_classes"),
     "black_and_white": (lambda: fit(y=MASKS * 255), ValueError, "masks // 255"),
@@ -201,7 +441,7 @@ TABLE = {
         ValueError,
         "\\[3\\]",
     ),
-    "dataset": (lambda: fit(x=Wrong(), y=None), ValueError, "\\[9\\]"),
+    "dataset": (lambda: fit(Batches((IMAGES, masks(9))), None), ValueError, "\\[9\\]"),
     "validation_masks": (
         lambda: fit(validation_data=(IMAGES, masks(5))),
         ValueError,
@@ -237,6 +477,43 @@ TABLE = {
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("value", ["3", None, True, float("nan"), float("inf"), -1e9])
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
+def test_bad_number(number, value, request):
+    if "scale_init" in request.node.name and value == -1e9:
+        number(value)  # any finite number
+    elif "loss_weight" in request.node.name and value == -1e9:
+        number(value)  # as in Keras
+    else:
+        with pytest.raises(ValueError, match="Received: |whole number|must hold"):
+            number(value)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_freezing_after_compile(trainable):
+    network = backbone()
+    network.trainable = not trainable
+    model = build_segmenter(network, 2)
+    model.compile()
+    network.trainable = trainable
+    with pytest.raises(ValueError, match=r"frozen or unfrozen after compile.*again"):
+        model.fit(IMAGES, MASKS, verbose=0)
+    model.compile()
+    model.fit(IMAGES, MASKS, verbose=0)
+
+
+def test_generator_without_batches():
+    model = build()
+    model.compile()
+
+    def nothing():
+        yield from ()
+
+    # Keras itself raises other errors for some sources.
+    with pytest.raises((ValueError, StopIteration, RuntimeError, TypeError)):
+        model.fit(nothing(), verbose=0)
 
 
 def test_channels_first():

@@ -1,8 +1,6 @@
 """From images of any size to logits and class ids, in bounded memory."""
 
 import itertools
-import math
-import numbers
 
 import numpy as np
 from PIL import Image
@@ -14,7 +12,12 @@ from keras_segadapter.inference.rows import (
     resize,
     resized_rows,
 )
-from keras_segadapter.validation import check_images, check_integer, check_segmenter
+from keras_segadapter.validation import (
+    check_images,
+    check_integer,
+    check_positive,
+    check_segmenter,
+)
 
 BATCH = 8  # images per step
 TILE, OVERLAP = 1024, 128  # pixels, where predict_labels chooses
@@ -222,14 +225,13 @@ def check_view(model, short_side, crop, stride, scales):
     """
     if short_side is not None:
         check_integer("short_side", short_side)
-    positive = isinstance(scales, (tuple, list)) and all(
-        isinstance(scale, numbers.Real) and 0 < scale < math.inf for scale in scales
-    )
-    if not positive or not scales:
+    if not isinstance(scales, (tuple, list)) or not scales:
         raise ValueError(
             "`scales` must be a list of positive numbers, such as [0.75, 1.0]. "
             f"Received: scales={scales!r}"
         )
+    for index, scale in enumerate(scales):
+        check_positive(f"scales[{index}]", scale)
     if crop is None:
         if stride is not None:
             raise ValueError(

@@ -65,8 +65,8 @@ def paper_optimizer(
         one per group, and these have a `learning_rate`; it has none itself.
 
     Raises:
-        TypeError: If `model` is not a `Segmenter`, if `multipliers` is no dict, or if `name` or `loss_scale_factor`
-            is given.
+        TypeError: If `model` is not a `Segmenter`, if `multipliers` is not a dict, or
+            if `name` or `loss_scale_factor` is given.
         ValueError: If an argument is out of range, if nothing is trainable, if a
             pattern of `multipliers` matches no weight or two of them match one, if
             `layer_decay` is given and the backbone is not a ConvNeXt, or if Keras does
