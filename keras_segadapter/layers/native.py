@@ -90,3 +90,28 @@ def _convolve(layer, inputs, weight, padding, groups):
         groups=groups,
     )
     return layer.activation(outputs.permute(0, 2, 3, 1))  # (B, H', W', filters)
+
+
+def torch_states():
+    """Return PyTorch's random states as strings, or None on another backend.
+
+    Keras' `Dropout` without a `seed` draws from them, not from a SeedGenerator.
+    """
+    if keras.backend.backend() != "torch":
+        return None
+    import torch
+
+    states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]  # CPU, GPUs
+    return [state.numpy().tobytes().hex() for state in states]
+
+
+def set_torch_states(states):
+    """Set PyTorch's random states, on as many GPUs as there were and are."""
+    if keras.backend.backend() != "torch":
+        return
+    import torch
+
+    cpu, *gpus = (torch.tensor([*bytes.fromhex(s)], dtype=torch.uint8) for s in states)
+    torch.set_rng_state(cpu)
+    for index, state in enumerate(gpus[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, index)

@@ -1,11 +1,9 @@
 """Backups of a training on disk, so that it can resume after a kill."""
 
-import base64
 import contextlib
 import hashlib
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_segadapter.data.epochs import ShuffledArrays, count_epochs
+from keras_segadapter.layers.native import set_torch_states, torch_states
 from keras_segadapter.saving import WeightsInMemory, write
 from keras_segadapter.training.watch import StopOnNonsense
 
@@ -199,8 +198,8 @@ class Backup(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         # Only now, as `fit` draws numbers when it starts.
-        if self._torch and keras.backend.backend() == "torch":
-            _set_torch_states(self._torch)
+        if self._torch is not None:
+            set_torch_states(self._torch)
         self._torch = None
 
     def on_epoch_end(self, epoch, logs=None):
@@ -221,7 +220,7 @@ class Backup(keras.callbacks.Callback):
                 keras.ops.convert_to_numpy(variable).tolist()
                 for variable in _seeds(self.model)
             ],
-            "torch": _torch_states(),
+            "torch": torch_states(),
         }
         state["checksum"] = _checksum(state)
         # The old state stays valid until the new file takes its name, in one step.
@@ -309,27 +308,3 @@ def _seeds(model):
     """Return the states of SeedGenerators, which a file of weights does not hold."""
     weights = {id(variable) for variable in model.weights}
     return list({id(v): v for v in model.variables if id(v) not in weights}.values())
-
-
-def _torch_states():
-    """Return PyTorch's random states, from which Keras' `Dropout` draws there.
-
-    Without a `seed` it takes PyTorch's own dropout, which knows no SeedGenerator.
-    """
-    if keras.backend.backend() != "torch":
-        return None
-    torch = sys.modules["torch"]
-    states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-    return [base64.b64encode(each.numpy().tobytes()).decode() for each in states]
-
-
-def _set_torch_states(states):
-    """Set PyTorch's random states of the CPU, and of as many GPUs as there were."""
-    torch = sys.modules["torch"]
-    cpu, *gpus = (
-        torch.from_numpy(np.frombuffer(base64.b64decode(each), np.uint8).copy())
-        for each in states
-    )
-    torch.set_rng_state(cpu)
-    for index, each in enumerate(gpus[: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(each, index)
