@@ -1,5 +1,7 @@
 """ConvNeXt equals keras.applications' in inference and drops residuals in training."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -123,3 +125,16 @@ def test_a_rate_out_of_range_raises(drop_path):
 @pytest.mark.parametrize("size", ["Small", "Base"])
 def test_larger_sizes_are_built(size):
     assert len(drops(convnext(size))) == BLOCKS[size]
+
+
+@pytest.mark.parametrize(
+    "weights, error",
+    [
+        *((3, TypeError), (0.5, TypeError), (True, TypeError), (b"a.h5", TypeError)),
+        *(("None", ValueError), ("", ValueError), ("weights/tiny.h5", ValueError)),
+    ],
+    ids=str,
+)
+def test_wrong_weights_raise(weights, error):
+    with pytest.raises(error, match=re.escape(f"Received: weights={weights!r}")):
+        convnext("Tiny", weights)

@@ -384,6 +384,21 @@ def test_predictions_come_in_the_order_of_the_files(tmp_path):
 # Edges
 
 
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        pytest.param((["a.png"], None), "mask_paths=None$", id="no masks"),
+        pytest.param((3, ["a.png"]), "image_paths=3$", id="number"),
+        pytest.param(("images", "masks"), "image_paths='images'$", id="folders"),
+        pytest.param(([3], ["a.png"]), "image_path=3 of type int$", id="not a path"),
+        pytest.param((["a.png"], [None]), "mask_path=None of type", id="no mask"),
+    ],
+)
+def test_lists_that_are_none_raise(source, words):
+    with pytest.raises(TypeError, match=f"Received: {words}"):
+        FolderDataset(source, 2)
+
+
 def test_batch_size_larger_than_the_dataset(tmp_path):
     data = FolderDataset(numbered(tmp_path, 2), 2, batch_size=64)
     assert len(data) == 1

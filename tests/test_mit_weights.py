@@ -429,7 +429,7 @@ def test_a_file_without_tensors_raises(save):
     ids=["torch", "safetensors", "huggingface_hub"],
 )
 def test_missing_packages_raise(tmp_path, monkeypatch, file, package):
-    for name in ("torch", "safetensors.numpy", "huggingface_hub"):
+    for name in ("torch", "safetensors", "huggingface_hub"):
         monkeypatch.setitem(sys.modules, name, None)
     source = "nvidia/mit-b0"
     if file:
@@ -499,7 +499,9 @@ def zeros(torch, **options):
         pytest.param(lambda t: t.eye(3).to_sparse(), "torch.sparse_coo", id="sparse"),
         pytest.param(lambda t: zeros(t, dtype=t.bool), "torch.bool", id="bool"),
         pytest.param(lambda t: zeros(t, dtype=t.int64), "torch.int64", id="integers"),
-        pytest.param(lambda t: zeros(t, dtype=t.complex64), "complex64", id="complex"),
+        pytest.param(
+            lambda t: zeros(t, dtype=t.complex64), "torch.complex64", id="complex"
+        ),
         pytest.param(
             lambda t: t.quantize_per_tensor(zeros(t), 0.1, 0, t.qint8),
             "torch.qint8",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_segadapter.data import FolderDataset, open_folder
+from keras_segadapter.data import FolderDataset, inspect_folder, open_folder
 from keras_segadapter.data.pairing import find_pairs
 
 
@@ -158,6 +158,16 @@ def test_a_list(tmp_path, lines):
     titles = tmp_path / "titles.csv"
     titles.write_text("image,mask\ntrain/1 a.png,trainannot/1 a.png")
     assert pairs(titles) == [("train/1 a.png", "trainannot/1 a.png")]
+
+
+def test_a_list_of_names_that_folders_share(tmp_path):
+    make(tmp_path, *named("patient_{}/images/0.png", "patient_{}/masks/0.png", count=3))
+    path = tmp_path / "chosen.txt"
+    for root in ("", f"{tmp_path}/"):
+        lines = [f"{root}patient_{i}/images/0" for i in (2, 0)]
+        path.write_text(f"{lines[0]}\n{lines[1]}.png")
+        names = [f"patient_{i}/images/0.png" for i in (0, 2)]
+        assert [image for image, _ in pairs(path)] == names
 
 
 @pytest.mark.parametrize("place", ["", "ImageSets/Segmentation", "splits"])
@@ -349,6 +359,12 @@ def test_folders_without_a_plain_role_are_left_out_beside_those_with_one(tmp_pat
             r"No images with masks.*`masks` .*images \(2\), other \(2\)\. Received: fo",
             id="no masks",
         ),
+        pytest.param([], "No images with masks were found.*nowhere", id="empty"),
+        pytest.param(
+            ["images.png/notes.txt", "masks"],
+            "No images with masks were found.*nowhere",
+            id="folders named as files and files named as folders",
+        ),
         pytest.param(
             ["images/0.pdf", "masks/0.svg"],
             "No images with masks were found.*Found pictures in: nowhere. Received: fo",
@@ -369,6 +385,14 @@ def test_what_is_no_folder_raises(tmp_path, name):
     words = "path of an existing folder .* or of a text file .*: folder=.*"
     with pytest.raises(ValueError, match=words + re.escape(name) + "$"):
         find_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [None, 3, b"set", ["set"]], ids=repr)
+def test_what_is_no_path_raises(value):
+    words = re.escape(f"Received: folder={value!r} of type {type(value).__name__}")
+    for function in (find_pairs, open_folder, inspect_folder):
+        with pytest.raises(TypeError, match=f"`folder` must be a path. {words}"):
+            function(value)
 
 
 @pytest.mark.parametrize("argument", ["images", "masks"])

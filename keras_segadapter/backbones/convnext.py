@@ -1,5 +1,7 @@
 """ConvNeXt of keras.applications, with the stochastic depth that it lacks."""
 
+import os
+
 import keras
 import numpy as np
 from keras import layers
@@ -27,6 +29,7 @@ def convnext(size, weights=None, input_shape=(None, None, 3), drop_path=0.1):
         `(B, H/32, W/32, C)`; `find_stages` gives the four stages.
 
     Raises:
+        TypeError: If `weights` is neither a string nor a path.
         ValueError: If `drop_path` is not in [0, 1), if there is no such weights file,
             or if this version of Keras builds its blocks in another way.
 
@@ -35,6 +38,15 @@ def convnext(size, weights=None, input_shape=(None, None, 3), drop_path=0.1):
     Source: Z. Liu et al., A ConvNet for the 2020s, CVPR 2022; paper, section 5.
     """
     check_rate("drop_path", drop_path)
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(
+            '`weights` must be None, "imagenet", or the path of a weights file. '
+            f"Received: weights={weights!r} of type {type(weights).__name__}"
+        )
+    if weights not in (None, "imagenet") and not os.path.exists(weights):
+        raise ValueError(
+            f"There is no such file of weights. Received: weights={str(weights)!r}"
+        )
     build = getattr(keras.applications, f"ConvNeXt{size}")
     plain = build(include_top=False, weights=weights, input_shape=input_shape)
     return _with_stochastic_depth(plain, BLOCKS[size], drop_path)

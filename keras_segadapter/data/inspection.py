@@ -274,9 +274,7 @@ class FolderReport:
             image, mask = self._data._read_whole(i)
         except ValueError as error:
             return _Found(fault=str(error))
-        highest = None
-        if image.dtype == "uint8" and _has_16_bits(self._data.image_paths[i]):
-            highest = 256 * int(image.max()) + 255
+        highest = int(image.max()) if image.dtype == "uint8" else None
         return _Found(mask.shape, _count(mask), _count_odd(mask), highest)
 
     def _name(self, id_):
@@ -321,11 +319,17 @@ class FolderReport:
                 f"ones. Resize masks by the nearest pixel. In {masks[worst]}, "
                 f"{_percent(odd[worst])} of the pixels differ from all four neighbors."
             )
-        deep = [file.highest for file in found if file.highest is not None]
-        if deep and max(deep) < 2**14:
+        images = [self._data.image_paths[i] for i in self._sound]
+        values = [file.highest for file in found]
+        dark = [i for i, value in enumerate(values) if value is not None and value < 64]
+        deep = [i for i in dark if _has_16_bits(images[i])]
+        # Files are opened again only where there is something to note.
+        others = (i for i, value in enumerate(values) if value and value >= 64)
+        if deep and not any(_has_16_bits(images[i]) for i in others):
+            highest = 256 * max(values[i] for i in deep) + 255
             yield (
                 f"{_number(deep, 'image has', 'images have')} 16 bits, but no value "
-                f"above {max(deep)} of 65535. Their upper 8 bits, which are used, are "
+                f"above {highest} of 65535. Their upper 8 bits, which are used, are "
                 "nearly black: scale the values up."
             )
         resized = self._data.image_size or self._data.augmentation
@@ -362,7 +366,7 @@ class _Found(NamedTuple):
     size: tuple | None = None
     pixels: dict | None = None
     odd: int = 0  # number of pixels that differ from all four neighbors
-    highest: int | None = None  # upper bound of the values of an image of 16 bits
+    highest: int | None = None  # value of an image of 8 bits, or of its upper 8 bits
     fault: str | None = None
 
 
