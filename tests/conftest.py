@@ -27,7 +27,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--property-examples",
         type=int,
-        default=10,
+        default=10 if EAGER else 2,  # each shape is compiled on JAX
         help="number of examples of each property test (tests/test_properties.py)",
     )
 
