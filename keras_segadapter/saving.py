@@ -1,4 +1,4 @@
-"""Files that are whole at any time, and what Keras could not load from them."""
+"""Files that are replaced in one step, and what Keras could not load from them."""
 
 import contextlib
 import glob
@@ -25,7 +25,7 @@ _KNOWN = {"keras", "keras_hub", "keras_cv", "keras_nlp"}
 
 
 def is_local(path):
-    """Return whether `path` is one of a file that can be replaced on this machine."""
+    """Return whether `path` names a local file, or none yet, that can be replaced."""
     if not isinstance(path, (str, os.PathLike)) or re.match(_REMOTE, str(path)):
         return False
     return os.path.isfile(path) or not os.path.exists(path)
@@ -79,7 +79,7 @@ def replacing(path, size):
 
 
 def write(path, content):
-    """Write bytes to a file that is whole at any time."""
+    """Write bytes to a file, which replaces the old one once it is whole."""
     with replacing(path, len(content)) as new:
         new.write_bytes(content)
 

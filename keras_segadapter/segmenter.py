@@ -386,7 +386,8 @@ class Segmenter(keras.Model):
                 `verbose` and so on.
             backup: Path of a folder of its own for each training, which keeps the state
                 after each epoch, or None. The same call with the same folder, after a
-                kill or an error, goes on after the last epoch that was completed.
+                kill or an error, goes on after the last epoch that was completed. Only
+                one process at a time can use a folder.
                 Defaults to `None`.
             **kwargs: As in `keras.Model.fit`. `shuffle` defaults to `False` where `x`
                 is not an array, since a dataset has an order of its own.
@@ -479,7 +480,7 @@ class Segmenter(keras.Model):
         """Save the model in a `.keras` file; arguments as in Keras.
 
         The file at `filepath` is replaced in one step: after an error or a kill, the
-        old one is whole. It warns of layers that Keras could not load.
+        old one is whole. A warning names layers that Keras could not load back.
 
         Raises:
             OSError: If the file can't be written.
@@ -512,7 +513,7 @@ class Segmenter(keras.Model):
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         """Save the weights in a `.weights.h5` file; arguments as in Keras.
 
-        A file that is not in shards is replaced in one step, as `save` does it.
+        As in `save`, the file is replaced in one step, unless it is split into shards.
 
         Raises:
             OSError: If the file can't be written.

@@ -55,7 +55,7 @@ def locked(folder):
             f"no file. Received: backup={str(folder)!r}, {error}"
         ) from error
     with open(Path(folder) / _LOCK, "a+") as file:
-        # Such a lock ends with its process, even if workers of that still run.
+        # This lock ends with its process, even if worker processes are still running.
         try:
             if fcntl:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,9 +140,10 @@ def _count_arrays(given):
 class Backup(keras.callbacks.Callback):
     """Callback that writes the state of a training after each epoch.
 
-    One of two files holds the weights and the optimizer. `state.json` holds its name
-    and checksum, the history, the settings of the optimizer and the random states of
-    dropout, and a checksum of all that. Other files in the folder are left alone.
+    One of two files holds the weights and the state of the optimizer. `state.json`
+    holds that file's name and checksum, the history, the settings of the optimizer, the
+    random states of dropout, and a checksum of itself. Other files in the folder are
+    never read or deleted.
 
     Keras' `BackupAndRestore` overwrites the weights and then the epoch's number: a kill
     in between leaves a damaged file, or an epoch is trained twice.
