@@ -24,6 +24,12 @@ from keras_segadapter.graph.splice import (
 )
 from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
 from keras_segadapter.inference.predict import as_array, check_input, label_images
+from keras_segadapter.inference.threads import (
+    InferenceModel,
+    KeepWeights,
+    release_weights,
+    weights_kept,
+)
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
@@ -221,11 +227,14 @@ class Segmenter(keras.Model):
         self.takes_pixels = not identity or normalizes(functional)
         self.name_classes(class_names, colors)
         self._features = features
-        self.scorer = keras.Model(image, outputs["logits"], name=f"{self.name}_scores")
+        scores = outputs["logits"]
+        self.scorer = InferenceModel(image, scores, name=f"{self.name}_scores")
         logits = ResizeLike(dtype="float32", name=free_name("resize", taken))(
             [logits, image]
         )
-        self._at_image_size = keras.Model(image, logits, name=f"{self.name}_inference")
+        self._at_image_size = InferenceModel(
+            image, logits, name=f"{self.name}_inference"
+        )
 
     @property
     def features(self):
@@ -418,7 +427,11 @@ class Segmenter(keras.Model):
             self.name_classes(names, getattr(x, "colors", None))
         with locked(backup):
             state = prepare_fit(self, given, backup)
-            history = super().fit(**given)
+            given["callbacks"].insert(0, KeepWeights())
+            try:
+                history = super().fit(**given)
+            finally:
+                release_weights(self)
         if state is not None:
             history.epoch, history.history = state.epochs, state.history
         return history
@@ -430,7 +443,8 @@ class Segmenter(keras.Model):
         if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
             check_data(self._watch, x, y)
             callbacks = [StopOnNonsense(), *keras.tree.flatten(callbacks or [])]
-        return super().evaluate(**given.arguments, callbacks=callbacks, **kwargs)
+        with weights_kept(self):
+            return super().evaluate(**given.arguments, callbacks=callbacks, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -533,6 +547,10 @@ class Segmenter(keras.Model):
         and the result is cropped; a model of fixed input size resizes instead. Pixels
         go in as they are stored, 0..255, uint8 or float.
 
+        Threads may share a model for `segment`, `predict_logits`, `predict_labels` and
+        `predict_on_batch`, also while one of them is in `fit`, `evaluate` or `predict`.
+        Beside a `fit` on JAX they see the weights from the start of its epoch.
+
         Args:
             images: One image `(H, W, C)`, a batch `(B, H, W, C)`, or a list of images
                 of any sizes; arrays, or Pillow images, which are read as files are:
@@ -598,7 +616,7 @@ class Segmenter(keras.Model):
         # A model of its own: operations without a name are counted from "argmax" in
         # each process, and would clash beside those of a graph from a file.
         ids = keras.Model(logits, ids, name="labels")(model.output)
-        return keras.Model(model.input, ids, name=model.name)
+        return InferenceModel(model.input, ids, name=model.name)
 
     def name_classes(self, class_names=None, colors=None):
         """Give the classes names and colors, for tables, pictures and exported files.

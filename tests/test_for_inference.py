@@ -42,7 +42,7 @@ def check_logits(model, images=IMAGES):
 def test_it_is_a_functional_model_that_is_saved_and_made_twice(tiny_backbone, tmp_path):
     model = build(tiny_backbone(), name="streets")
     plain, again = model.for_inference(), model.for_inference()
-    assert type(plain) is type(keras.Model(plain.input, plain.output))
+    assert len(plain.inputs) == len(plain.outputs) == 1
     assert plain.name == "streets_inference"
     plain.save(tmp_path / "plain.keras")
     loaded = keras.models.load_model(tmp_path / "plain.keras")

@@ -62,6 +62,7 @@ READING_ORDER = [
     "losses.resized",
     "losses",
     "metrics",
+    "inference.threads",
     "inference.rows",
     "inference.predict",
     "inference.evaluate",

@@ -95,14 +95,15 @@ class MLPHead(layers.Layer):
 
     def call(self, inputs, training=None):
         _, height, width, _ = ops.shape(inputs[0])
-        slices = ops.split(self.projection, len(inputs))  # each (C_d, C_d)
+        shape = (len(inputs), self.channels, self.channels)
+        weights = ops.reshape(self.projection, shape)  # (n, C_d, C_d)
         fused = 0.0
-        for i, (features, linear, norm, weight) in enumerate(
-            zip(inputs, self.linears, self.norms, slices, strict=True)
+        for i, (features, linear, norm) in enumerate(
+            zip(inputs, self.linears, self.norms, strict=True)
         ):
             hidden = norm(linear(features), training=training)  # (B, H_i, W_i, C_d)
             hidden = keras.activations.gelu(hidden, approximate=False)
-            projected = ops.matmul(hidden, ops.cast(weight, hidden.dtype))
+            projected = ops.matmul(hidden, ops.cast(weights[i], hidden.dtype))
             if i > 0:
                 resized = resize_bilinear(projected, height, width)
                 projected = ops.cast(resized, projected.dtype)

@@ -7,6 +7,18 @@ import keras
 from keras import layers, ops
 
 
+def on_jax():
+    """Return whether Keras runs on JAX."""
+    return keras.backend.backend() == "jax"
+
+
+def compile_on_jax(function):
+    """Return a function compiled by JAX, which leaves its arguments as they are."""
+    import jax
+
+    return jax.jit(function)
+
+
 def resize_bilinear(features, height, width):
     """Resize `(B, h, w, C)` to float32 `(B, height, width, C)`, half-pixel centers.
 
