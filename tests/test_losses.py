@@ -226,11 +226,11 @@ def test_a_loss_of_the_users_own_is_accepted(tiny_backbone):
 MASK_LOSS_ERRORS = {
     "name": (dict(losses="dice"), TypeError, "not names or functions. .*'dice'"),
     "function": (dict(losses=[keras.losses.dice]), TypeError, "<function dice"),
-    "no_losses": (dict(losses=[]), ValueError, "0 losses and 0 weights"),
+    "no_losses": (dict(losses=[]), ValueError, "0 losses and weights="),
     "two_weights": (
         dict(losses=mix(), weights=[1, 2]),
         ValueError,
-        "5 losses and 2 weights",
+        "5 losses and weights=",
     ),
     "weight_of_0": (
         dict(losses=mix()[:2], weights=[1, 0]),

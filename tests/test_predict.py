@@ -107,9 +107,9 @@ BAD = {
     "stride without crop": ({"stride": 8}, "`crop`, too.*stride=8"),
     "no scales": ({"scales": []}, r"list of positive numbers.*scales=\[\]"),
     "scales a number": ({"scales": 1.0}, "list of positive numbers.*scales=1.0"),
-    "scale 0": ({"scales": [1, 0]}, r"list of positive numbers.*scales=\[1, 0\]"),
-    "scale NaN": ({"scales": [float("nan")]}, "list of positive numbers.*nan"),
-    "scale a string": ({"scales": ["1"]}, "list of positive numbers.*'1'"),
+    "scale 0": ({"scales": [1, 0]}, r"`scales\[1\]` must be .* above 0"),
+    "scale NaN": ({"scales": [float("nan")]}, "`scales.*above 0.*nan"),
+    "scale a string": ({"scales": ["1"]}, "`scales.*above 0.*'1'"),
 }
 
 
