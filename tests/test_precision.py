@@ -243,3 +243,42 @@ def test_a_float16_backbone_is_enough_for_a_loss_scale(tiny_backbone):
         assert isinstance(model.optimizer.inner_optimizer, keras.optimizers.SGD)
     model.compile(auto_scale_loss=False)
     assert isinstance(model.optimizer, ksa.AdamW)
+
+
+POLICIES = [
+    "float16",
+    "mixed_float16",
+    "bfloat16",
+    "mixed_bfloat16",
+    "float32",
+    "float64",
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["HighOrderSpatialAttention", "SegAdapter"])
+def test_symbolic_and_real_outputs_have_one_dtype(name, policy):
+    layer = getattr(ksa, name)(K, dtype=policy)
+    found = layer(np.ones((1, 4, 4, 6), "float32"))
+    for real, symbolic in zip(found, layer(keras.Input((4, 4, 6))), strict=True):
+        assert dtype(real) == dtype(symbolic)
+
+
+@pytest.mark.parametrize("policy", ["float16", "mixed_float16"])
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_three_blocks_of_scale_one_stay_finite_in_float16(policy, normalize):
+    x = 10 * np.random.default_rng(0).normal(size=(1, 8, 8, 16))
+    x = x.astype("float16").astype("float32")  # The blocks would amplify its rounding.
+    exact, low = (
+        ksa.SegAdapter(K, num_blocks=3, scale_init=1, normalize=normalize, dtype=each)
+        for each in ("float32", policy)
+    )
+    exact.build(x.shape)
+    low.build(x.shape)
+    low.set_weights(exact.get_weights())
+    # What leaves float16's range ends at its largest number.
+    expected = [np.clip(array(value), -65504, 65504) for value in exact(x)]
+    for value, want in zip(low(x), expected, strict=True):
+        value = array(value).astype("float32")
+        assert np.isfinite(value).all()
+        assert np.abs(value - want).max() < 0.01 * want.std()

@@ -103,11 +103,10 @@ class SegAdapter(layers.Layer):
         check_feature_map(self, input_shape)
         channels = input_shape[-1]
         hidden = max(1, round(self.ffn_ratio * channels))
-        inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        ffn = inner
-        if self.compute_dtype == "float16":
-            # HSA's product leaves float16's range, and the FFN reads it.
-            ffn = {**inner, "dtype": "float32"}
+        # The features grow with their square in each block and leave float16's range.
+        low = self.compute_dtype == "float16"
+        dtype = "float32" if low else self.dtype_policy
+        inner = {"dtype": dtype, "trainable": self.trainable}
         self.norms, self.attentions = [], []
         self.expansions, self.contractions, self.scales = [], [], []
         for _ in range(self.num_blocks):
@@ -118,8 +117,8 @@ class SegAdapter(layers.Layer):
             attention = HighOrderSpatialAttention(
                 self.num_classes, self.kernel_size, **inner
             )
-            expansion = Dense(hidden, **ffn)
-            contraction = Dense(channels, **ffn)
+            expansion = Dense(hidden, **inner)
+            contraction = Dense(channels, **inner)
             attention.build(input_shape)
             expansion.build(input_shape)
             contraction.build((*input_shape[:-1], hidden))
@@ -141,6 +140,9 @@ class SegAdapter(layers.Layer):
             leading, features = split_tokens(*inputs)  # (B, N - H*W, C), (B, H, W, C)
         else:
             features = inputs
+        low = self.compute_dtype == "float16"
+        if low:
+            features = ops.cast(features, "float32")
         for norm, attention, expansion, contraction, scale in zip(
             self.norms,
             self.attentions,
@@ -154,6 +156,8 @@ class SegAdapter(layers.Layer):
             update = contraction(hidden)  # (B, H, W, C)
             update = update * ops.cast(scale, update.dtype)
             features = features + ops.cast(update, features.dtype)
+        if low:
+            features, scores = map(_as_float16, (features, scores))
         if is_tokens:
             features = join_tokens(leading, features)  # (B, N, C)
         return (features, scores) if self.return_scores else features
@@ -178,3 +182,8 @@ class SegAdapter(layers.Layer):
             normalize=self.normalize,
         )
         return config
+
+
+def _as_float16(values):
+    """Cast values to float16; those out of its range become its largest numbers."""
+    return ops.cast(ops.clip(values, -65504.0, 65504.0), "float16")
