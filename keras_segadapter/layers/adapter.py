@@ -54,6 +54,8 @@ class SegAdapter(layers.Layer):
     Returns:
         Pair of adapted features Y in the shape of X and the last block's class scores S
         `(B, H, W, K)`, before softmax; or Y alone if `return_scores` is False.
+        In float16 both are computed in float32 and end at float16's largest numbers,
+        -65504 and 65504.
 
     Raises:
         ValueError: If an argument is out of range, if the input is neither `(B, H, W,
