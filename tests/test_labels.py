@@ -222,6 +222,9 @@ def test_void_among_more_than_255_classes(tmp_path):
             r"a.csv with \(1, 2, 3\) twice$",
             id="twice",
         ),
+        pytest.param(
+            "a.csv", "id,name\n1,door, wall\n", r"more fields .*' wall'", id="fields"
+        ),
         pytest.param("a.json", "{", "a.json, which does not", id="json"),
         pytest.param("a.json", '{"categories": []}', "open_coco", id="COCO"),
         pytest.param("a.txt", "\n", "a.txt, which is empty$", id="empty"),

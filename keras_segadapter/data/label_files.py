@@ -61,7 +61,10 @@ def read_rows(path):
 def _read_csv(text):
     """Yield the rows of a CSV file as dicts."""
     delimiter = max(",;\t", key=text.split("\n")[0].count)
-    yield from csv.DictReader(text.splitlines(), delimiter=delimiter)
+    for row in csv.DictReader(text.splitlines(), delimiter=delimiter):
+        if None in row:  # the fields beyond the header
+            raise ValueError(f"a row has more fields than the header: {row[None]}")
+        yield row
 
 
 def _read_json(text):
