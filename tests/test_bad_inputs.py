@@ -492,6 +492,7 @@ def test_bad_number(name, value):
 
 
 @pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.integration
 def test_freezing_after_compile(trainable):
     network = backbone()
     network.trainable = not trainable

@@ -104,7 +104,7 @@ def test_the_types_and_shapes_of_the_result(model, pairs):
         ({"class_names": NAMES[:3]}, "hold 4 names.*Received: 3 names"),
         ({"crop": 4}, "`crop` must be an integer of at least 8"),
         ({"crop": 16, "stride": 20}, "`stride` must be at most `crop`"),
-        ({"scales": [-1.0]}, "`scales` must be .*positive"),
+        ({"scales": [-1.0]}, r"`scales\[0\]` must be a finite number above 0"),
         ({"short_side": "512"}, "`short_side` must be an integer"),
     ],
     ids=["names", "crop", "stride", "scales", "short side"],

@@ -496,7 +496,7 @@ BAD = {
         "at most one pattern .*'mu' and 'adap'",
     ),
     "no ConvNeXt": (dict(layer_decay=0.9), "needs a ConvNeXt.*backbone 'mit'"),
-    "layer decay 1": (dict(layer_decay=True), "`layer_decay` must be .* above 0 and below 1"),
+    "layer decay 1": (dict(layer_decay=True), "`layer_decay` must be .* and below 1"),
 }
 
 
