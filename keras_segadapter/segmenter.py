@@ -56,7 +56,9 @@ from keras_segadapter.training.watch import (
 from keras_segadapter.validation import (
     check_batch,
     check_config,
+    check_integer,
     check_loss_weights,
+    check_names_and_colors,
     check_num_classes,
     check_number,
     check_outputs,
@@ -270,8 +272,8 @@ class Segmenter(keras.Model):
                 `"auto"`.
             loss_weights: Dict by output. Defaults to 1 for the logits and `aux_weight`
                 for each auxiliary output; with a dict of losses to 1, as in Keras.
-            metrics: List for the logits, or a dict by output; `"auto"` for
-                `[MeanIoU(num_classes, ignore_class)]`; None for none. Defaults to
+            metrics: Metric or list for the logits, or a dict by output; `"auto"` for
+                `MeanIoU(num_classes, ignore_class)`; None for none. Defaults to
                 `"auto"`.
             ignore_class: Integer, list of integers, or None. Ids of void pixels, for
                 the loss and metrics of `"auto"` and for Keras' own metrics; a loss that
@@ -320,7 +322,9 @@ class Segmenter(keras.Model):
         if is_auto(loss):
             loss = SegmentationCrossentropy(ids)
         if is_auto(metrics):
-            metrics = [MeanIoU(self.num_classes, ids)]
+            metrics = MeanIoU(self.num_classes, ids)
+        if not isinstance(metrics, (list, tuple, dict, type(None))):
+            metrics = [metrics]
         if loss is not None and not isinstance(loss, dict):
             loss = dict.fromkeys(names, loss)
             if loss_weights is None:
@@ -418,6 +422,9 @@ class Segmenter(keras.Model):
         Example: see `Segmenter`.
         """
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        check_integer("epochs", given.get("epochs", 1), least=0)
+        if given.get("batch_size") is not None:
+            check_integer("batch_size", given["batch_size"])
         if self.compiled:  # otherwise Keras says so
             _check_learning(self)
             check_data(self._watch, x, y)
@@ -626,14 +633,9 @@ class Segmenter(keras.Model):
             colors: RGB colors, uint8 `(K, 3)`, or None.
 
         Raises:
-            ValueError: If there is not one for each class.
+            ValueError: If they are not one for each class.
         """
-        for name, value in (("class_names", class_names), ("colors", colors)):
-            if value is not None and len(value) != self.num_classes:
-                raise ValueError(
-                    f"`{name}` must hold one for each of the {self.num_classes} "
-                    f"classes. Received: {len(value)} in {name}={value!r}"
-                )
+        check_names_and_colors(self.num_classes, class_names, colors)
         known = getattr(self, "class_names", None)
         self.class_names = None if class_names is None else tuple(class_names)
         self.colors = None if colors is None else np.asarray(colors, "uint8")

@@ -68,6 +68,42 @@ def check_num_classes(num_classes):
     return check_integer("num_classes", num_classes, least=2)
 
 
+def check_names_and_colors(num_classes, class_names, colors=None):
+    """Validate that classes have a name and a color each, where these are given.
+
+    Raises:
+        ValueError: If `class_names` is no list of strings or `colors` no array of RGB
+            values in 0..255, with one for each class.
+    """
+    names = class_names if isinstance(class_names, (list, tuple)) else ()
+    texts = [name for name in names if isinstance(name, str)]
+    if class_names is not None and not len(texts) == len(names) == num_classes:
+        raise ValueError(
+            f"`class_names` must be a list of {num_classes} strings, one for each "
+            f"class. Received: class_names={class_names!r}"
+        )
+    values = np.asarray([[0, 0, 0]] * num_classes if colors is None else colors)
+    fit = values.shape == (num_classes, 3) and values.dtype.kind in "uif"
+    if not fit or not np.isin(values, range(256)).all():
+        raise ValueError(
+            f"`colors` must hold {num_classes} RGB colors, one for each class, as "
+            f"integers in 0..255. Received: colors={colors!r}"
+        )
+
+
+def check_input_shape(shape):
+    """Return `shape` as a tuple, validated to be (height, width, channels)."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels), with None for an open "
+            f"height or width. Received: input_shape={shape!r}"
+        )
+    for index, side in enumerate(shape):
+        if side is not None or index == 2:
+            check_integer(f"input_shape[{index}]", side)
+    return tuple(shape)
+
+
 def check_config(cls, config):
     """Validate that a config has what the constructor of a class takes.
 

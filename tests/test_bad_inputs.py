@@ -124,6 +124,53 @@ MODEL = build()
 TABLE = {
     # Building
     "one_class": (lambda: build(num_classes=1), ValueError, "two classes, the backgr"),
+    **{
+        f"class_names_{name}": (
+            lambda names=names: build(class_names=names),
+            ValueError,
+            "`class_names` must be a list of 2 strings",
+        )
+        for name, names in {"number": 3, "text": "ab", "numbers": [1, 2]}.items()
+    },
+    **{
+        f"colors_{name}": (
+            lambda colors=colors: build(colors=colors),
+            ValueError,
+            "`colors` must hold 2 RGB colors.* 0..255",
+        )
+        for name, colors in {
+            "words": ["red", "blue"],
+            "range": [[0, 0, 300], [0, 0, 0]],
+            "channels": [[0, 0], [1, 1]],
+            "fractions": [[0, 0, 0.5], [0, 0, 1]],
+        }.items()
+    },
+    "input_shape": (
+        lambda: ksa.MiTB0(input_shape=(64, 64)),
+        ValueError,
+        r"`input_shape` must be \(height, width, channels\)",
+    ),
+    "input_shape_channels": (
+        lambda: ksa.MiTB0(input_shape=(64, 64, None)),
+        ValueError,
+        r"`input_shape\[2\]` must be an integer",
+    ),
+    "path_of_an_export": (
+        lambda: ksa.export_model(MODEL, None),
+        TypeError,
+        "`path` must be a path",
+    ),
+    "path_of_an_exported_file": (
+        lambda: ksa.open_exported(None),
+        TypeError,
+        "`path` must be a path",
+    ),
+    "epochs": (lambda: fit(IMAGES, MASKS, epochs="2"), ValueError, "`epochs` must be"),
+    "batch_size": (
+        lambda: fit(IMAGES, MASKS, batch_size=0),
+        ValueError,
+        "`batch_size` must be an integer of at least 1",
+    ),
     "negative_classes": (
         lambda: build(num_classes=-3),
         ValueError,

@@ -270,7 +270,7 @@ def test_names_and_colors_travel_from_the_data_into_the_file(
     data.class_names = ("sky", "boat", "water")
     fit(model, (data,))
     assert "are now ('sky', 'boat', 'water'); they were" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="`class_names` must hold one for each of the"):
+    with pytest.raises(ValueError, match="`class_names` must be a list of 3 strings"):
         build(tiny_backbone, class_names=["sky"])
 
 

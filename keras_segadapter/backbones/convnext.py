@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_segadapter.validation import check_rate
+from keras_segadapter.validation import check_input_shape, check_rate
 
 BLOCKS = {"Tiny": 18, "Small": 36, "Base": 36, "Large": 36, "XLarge": 36}
 
@@ -38,6 +38,7 @@ def convnext(size, weights=None, input_shape=(None, None, 3), drop_path=0.1):
     Source: Z. Liu et al., A ConvNet for the 2020s, CVPR 2022; paper, section 5.
     """
     check_rate("drop_path", drop_path)
+    input_shape = check_input_shape(input_shape)
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise TypeError(
             '`weights` must be None, "imagenet", or the path of a weights file. '

@@ -9,7 +9,12 @@ from keras import layers, ops
 
 from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
-from keras_segadapter.validation import check_feature_map, check_integer, check_rate
+from keras_segadapter.validation import (
+    check_feature_map,
+    check_input_shape,
+    check_integer,
+    check_rate,
+)
 
 # One value per stage, the same in all sizes of MiT.
 KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # of the overlapping patches
@@ -239,6 +244,7 @@ def MiTB5(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b5
 def _mit(size, depths, channels, weights, input_shape, drop_path, name):
     """Build a MiT of the given number of blocks and channels per stage."""
     check_rate("drop_path", drop_path)
+    input_shape = check_input_shape(input_shape)
     if isinstance(weights, str) and weights == "imagenet":
         # With a revision, it is never taken for a path in a folder `nvidia`.
         weights = f"nvidia/mit-{size}@main"

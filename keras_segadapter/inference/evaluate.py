@@ -15,7 +15,11 @@ from keras_segadapter.inference.predict import (
     view_rows,
 )
 from keras_segadapter.metrics import figures
-from keras_segadapter.validation import check_segmenter, ignored_ids
+from keras_segadapter.validation import (
+    check_names_and_colors,
+    check_segmenter,
+    ignored_ids,
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -159,7 +163,8 @@ def evaluate_images(
     if class_names is None:
         class_names = getattr(pairs, "class_names", None) or model.class_names
     classes = model.num_classes
-    names = _checked_names(class_names, classes)
+    check_names_and_colors(classes, class_names)
+    names = tuple(class_names or map(str, range(classes)))
     ignored = ignored_ids(ignore_class, classes)
     # Counted in NumPy: JAX would compile again for each size of mask.
     confusion, images = np.zeros((classes, classes), "int64"), 0
@@ -191,18 +196,6 @@ def evaluate_images(
         class_names=names,
         images=images,
     )
-
-
-def _checked_names(class_names, num_classes):
-    """Return a tuple of K names; ids where none are given."""
-    names = range(num_classes) if class_names is None else class_names
-    names = tuple(map(str, names))
-    if len(names) != num_classes:
-        raise ValueError(
-            f"`class_names` must hold {num_classes} names, one per class of the model. "
-            f"Received: {len(names)} names, class_names={names}"
-        )
-    return names
 
 
 def _read(model, pairs, ignored):

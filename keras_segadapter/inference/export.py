@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.reading import read_image
 from keras_segadapter.inference.exported import (
     FACTS_FILE,
@@ -101,7 +102,7 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
     ```
     """
     check_segmenter(model, "export_model")
-    path, size = Path(path), _checked_size(model, size)
+    path, size = as_path("path", path), _checked_size(model, size)
     _check_format(path, size, calibration is not None)
     images = calibration_images(model, size, calibration)
     path.parent.mkdir(parents=True, exist_ok=True)

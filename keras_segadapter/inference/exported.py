@@ -6,11 +6,11 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.data.scenes import make_scenes
 from keras_segadapter.inference.rows import fit_images, resize
@@ -100,7 +100,7 @@ def open_exported(path):
 
     Example: see `export_model`.
     """
-    path = Path(path)
+    path = as_path("path", path)
     file = path if path.suffix else path / "saved_model.pb"
     if path.suffix not in _RUNTIMES or not file.is_file():
         raise ValueError(
