@@ -400,8 +400,7 @@ class Segmenter(keras.Model):
             backup: Path of a folder of its own for each training, which keeps the state
                 after each epoch, or None. The same call with the same folder, after a
                 kill or an error, goes on after the last epoch that was completed. Only
-                one process at a time can use a folder.
-                Defaults to `None`.
+                one process at a time can use a folder. Defaults to `None`.
             **kwargs: As in `keras.Model.fit`. `shuffle` defaults to `False` where `x`
                 is not an array, since a dataset has an order of its own.
 

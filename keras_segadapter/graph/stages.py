@@ -49,9 +49,10 @@ def find_stages(backbone):
     after them passes through qualify: never a residual branch, never the expanded
     tensor inside an inverted bottleneck. Strides below 4 are left out where there are
     coarser ones. If the backbone has several outputs or declares a pyramid
-    (`pyramid_outputs` of keras-hub), these are its stages where adapters can go there.
-    Where a vision transformer's tokens keep one resolution, four block outputs are
-    taken, a fourth of the depth apart; an encoder layer that holds its blocks is
+    (`pyramid_outputs` of keras-hub), these are its stages where adapters can go there:
+    on the path, or where nothing but the head reads them. Outputs that are left out are
+    printed. Where a vision transformer's tokens keep one resolution, four block outputs
+    are taken, a fourth of the depth apart; an encoder layer that holds its blocks is
     expanded into them. The backbone itself is left as it is.
 
     Args:
