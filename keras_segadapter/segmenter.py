@@ -457,7 +457,8 @@ class Segmenter(keras.Model):
     ):
         """Compute the losses of all outputs, each on the one mask."""
         watch = self._watch
-        check_batch(x, y, watch.channels, watch.outputs, watch.with_loss)
+        if x is not None or y is None:  # In a loop of one's own there may be no images.
+            check_batch(x, y, watch.channels, watch.outputs, watch.with_loss)
         y, sample_weight = map(self._for_each_output, (y, sample_weight))
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 

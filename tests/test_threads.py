@@ -99,7 +99,7 @@ def test_threads_predict_beside_a_trainer(model, during):
             for _ in range(2):
                 if during == "fit":
                     data = (images, masks)
-                    model.fit(*data, 1, 10, verbose=0, validation_data=data)
+                    model.fit(*data, 1, 4, verbose=0, validation_data=data)
                 elif during == "evaluate":
                     model.evaluate(images, masks, batch_size=1, verbose=0)
                 else:
