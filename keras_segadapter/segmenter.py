@@ -409,6 +409,9 @@ class Segmenter(keras.Model):
             epochs before a resumption included.
 
         Raises:
+            OSError: If a backup can't be written.
+            TypeError: If images or masks are neither arrays nor sources of batches, or
+                if `backup` is not a path.
             ValueError: If layers were frozen or unfrozen after `compile`, if there are
                 no images or no masks, if the first images are not in the range that the
                 model takes (0..255 where it normalizes them), if masks in memory

@@ -75,20 +75,23 @@ def check_names_and_colors(num_classes, class_names, colors=None):
         ValueError: If `class_names` is no list of strings or `colors` no array of RGB
             values in 0..255, with one for each class.
     """
-    names = class_names if isinstance(class_names, (list, tuple)) else ()
-    texts = [name for name in names if isinstance(name, str)]
-    if class_names is not None and not len(texts) == len(names) == num_classes:
-        raise ValueError(
-            f"`class_names` must be a list of {num_classes} strings, one for each "
-            f"class. Received: class_names={class_names!r}"
+    if class_names is not None:
+        named = isinstance(class_names, (list, tuple)) and all(
+            isinstance(name, str) for name in class_names
         )
-    values = np.asarray([[0, 0, 0]] * num_classes if colors is None else colors)
-    fit = values.shape == (num_classes, 3) and values.dtype.kind in "uif"
-    if not fit or not np.isin(values, range(256)).all():
-        raise ValueError(
-            f"`colors` must hold {num_classes} RGB colors, one for each class, as "
-            f"integers in 0..255. Received: colors={colors!r}"
-        )
+        if not named or len(class_names) != num_classes:
+            raise ValueError(
+                f"`class_names` must be a list of {num_classes} strings, one for each "
+                f"class. Received: class_names={class_names!r}"
+            )
+    if colors is not None:
+        values = np.asarray(colors)
+        fit = values.shape == (num_classes, 3) and values.dtype.kind in "uif"
+        if not fit or not np.isin(values, range(256)).all():
+            raise ValueError(
+                f"`colors` must hold {num_classes} RGB colors, one for each class, as "
+                f"integers in 0..255. Received: colors={colors!r}"
+            )
 
 
 def check_input_shape(shape):
