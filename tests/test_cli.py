@@ -497,7 +497,7 @@ def test_a_backbone_of_each_library_trains(tmp_path, monkeypatch, name):
 
     # A preset's name needs the network; a folder of the same form does not.
     if name == "keras_hub":
-        test_stages.hub_resnet().save_to_preset(tmp_path / "preset")
+        test_stages.hub_efficientnet().save_to_preset(tmp_path / "preset")
     if name == "keras_cv":
         config = keras.saving.serialize_keras_object(test_stages.cv_resnet())
         (tmp_path / "preset").mkdir()
