@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import EAGER
 
-from keras_segadapter import MLPHead, SegAdapter, build_segmenter, models
+from keras_segadapter import MLPHead, SegAdapter, build_segmenter
+from keras_segadapter.models import adapted as models
 
 K = 3
 RNG = np.random.default_rng(0)

@@ -79,6 +79,7 @@ READING_ORDER = [
     "training.pictures",
     "training",
     "segmenter",
+    "models.adapted",
     "models",
     "cli.texts",
     "cli.sources",

@@ -10,7 +10,7 @@ import re
 import keras
 import numpy as np
 
-from keras_segadapter.backbones.weight_files import read_tensors
+from keras_segadapter.backbones.weight_files import assign_tensors, read_tensors
 
 # Prefixes of the encoder's names in the file of a whole model, and its other parts.
 PREFIX = r"^(backbone|segformer\.encoder|encoder)\."
@@ -117,21 +117,7 @@ def assign_mit_weights(model, values):
             lists them.
     """
     wanted = dict(_weights_and_biases(_layers_of_mit(model)))
-    missing = sorted(wanted.keys() - values.keys())
-    unknown = sorted(values.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {values[name].shape}, expected {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & values.keys())
-        if values[name].shape != tuple(wanted[name].shape)
-    ]
-    if missing or unknown or shapes:
-        raise ValueError(
-            f"The weights do not fit '{model.name}'. Build the size of MiT that they "
-            f"belong to. Received: weights with missing tensors: {missing or 'none'}, "
-            f"unknown tensors: {unknown or 'none'}, other shapes: {shapes or 'none'}"
-        )
-    for name, variable in wanted.items():
-        variable.assign(values[name])
+    assign_tensors(model, wanted, values)
 
 
 def _split(tensors, joint, letters):

@@ -44,6 +44,36 @@ def read_tensors(source, leave_out):
     return read(file, leave_out)
 
 
+def assign_tensors(model, variables, values):
+    """Assign arrays to the variables of the same names: all of them, or none.
+
+    Args:
+        model: The model that the variables belong to, named in the error.
+        variables: Dict of variables by name.
+        values: Dict of arrays in Keras' axis order by name.
+
+    Raises:
+        ValueError: If tensors are missing, unknown or of another shape. The message
+            lists them.
+    """
+    missing = sorted(variables.keys() - values.keys())
+    unknown = sorted(values.keys() - variables.keys())
+    shapes = [
+        f"{name} is {values[name].shape}, expected {tuple(variables[name].shape)}"
+        for name in sorted(variables.keys() & values.keys())
+        if values[name].shape != tuple(variables[name].shape)
+    ]
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"The weights do not fit '{model.name}'. Build the size of the model that "
+            "they belong to. Received: weights with missing tensors: "
+            f"{missing or 'none'}, unknown tensors: {unknown or 'none'}, other shapes: "
+            f"{shapes or 'none'}"
+        )
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
 def _locate(source):
     """Return the path of the file to read, downloaded if it is on the Hub."""
     path = Path(source)

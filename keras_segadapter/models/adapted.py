@@ -1,4 +1,4 @@
-"""The paper's models by name, as in keras.applications."""
+"""The paper's models: a backbone with adapters in its path and an MLP head."""
 
 from keras_segadapter.backbones.convnext import convnext
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
