@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_segadapter.backbones.origin import resolve_origin
 from keras_segadapter.backbones.preprocessing import (
     check_backbone,
     default_preprocessing,
@@ -105,6 +106,9 @@ class Segmenter(keras.Model):
             takes them from a dataset that has them.
         colors: RGB colors of the classes, uint8 `(K, 3)`. Defaults to None, as for
             `class_names`.
+        weights_origin: String. Where the pretrained weights came from, for the record.
+            Defaults to None: where the backbone has an attribute `weights_origin`, as
+            those of this package with pretrained weights do, its value.
         name: String. Name of the model. Defaults to `None`.
         dtype: Dtype policy of the model as a whole. Defaults to the global policy.
 
@@ -123,6 +127,8 @@ class Segmenter(keras.Model):
             without the auxiliary path.
         class_names: Tuple of K strings, or None.
         colors: RGB colors, uint8 `(K, 3)`, or None.
+        weights_origin: String, or None. Where the pretrained weights came from, such as
+            "nvidia/mit-b0@main"; training does not change it.
         features: Dict of symbolic feature maps `(B, h, w, C)`, a list over the stages
             each: "inputs" and "outputs" of the adapters (without adapters the same) and
             their "scores". `keras.Model(model.input, model.features)` computes them.
@@ -168,6 +174,7 @@ class Segmenter(keras.Model):
         preprocessing=None,
         class_names=None,
         colors=None,
+        weights_origin=None,
         name=None,
         dtype=None,
     ):
@@ -228,6 +235,7 @@ class Segmenter(keras.Model):
         identity = isinstance(preprocessing, layers.Identity)
         self.takes_pixels = not identity or normalizes(functional)
         self.name_classes(class_names, colors)
+        self.weights_origin = resolve_origin(weights_origin, backbone)
         self._features = features
         scores = outputs["logits"]
         self.scorer = InferenceModel(image, scores, name=f"{self.name}_scores")
@@ -657,6 +665,7 @@ class Segmenter(keras.Model):
             "preprocessing": serialize(self.preprocessing),
             "class_names": self.class_names and list(self.class_names),
             "colors": None if self.colors is None else self.colors.tolist(),
+            "weights_origin": self.weights_origin,
             "name": self.name,
             "dtype": serialize(self.dtype_policy),
         }
@@ -696,8 +705,8 @@ def build_segmenter(backbone, num_classes, **options):
     Args:
         backbone: A functional `keras.Model` or a built `keras.Sequential`.
         num_classes: Integer of at least 2. Number of classes K.
-        **options: `taps`, `adapters`, `head`, `aux`, `preprocessing`, `name`, `dtype`,
-            as in `Segmenter`.
+        **options: `taps`, `adapters`, `head`, `aux`, `preprocessing`, `class_names`,
+            `colors`, `weights_origin`, `name`, `dtype`, as in `Segmenter`.
 
     Returns:
         A `Segmenter`.

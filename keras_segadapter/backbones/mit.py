@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
+from keras_segadapter.backbones.origin import name_origin
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
 from keras_segadapter.validation import (
     check_feature_map,
@@ -272,6 +273,7 @@ def _mit(size, depths, channels, weights, input_shape, drop_path, name):
     model = keras.Model(inputs, x, name=name)
     if values is not None:
         assign_mit_weights(model, values)
+        model.weights_origin = name_origin(weights)
     return model
 
 

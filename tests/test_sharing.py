@@ -1,0 +1,174 @@
+"""Tests that a model goes to others with what they need to know about it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import local_hub
+import numpy as np
+import pytest
+
+import keras_segadapter as ksa
+from keras_segadapter import saving
+from keras_segadapter.backbones import mit
+from keras_segadapter.backbones.origin import name_origin
+
+K = 3
+NAMES = ("road", "tree", "sky")
+COLORS = [[128, 64, 128], [0, 128, 0], [0, 0, 255]]
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), "uint8")
+
+
+def shared_model(backbone):
+    """Build a model of which a file must keep every fact."""
+    return ksa.build_segmenter(
+        backbone,
+        K,
+        preprocessing=keras.layers.Rescaling(0.01, -0.5),
+        class_names=NAMES,
+        colors=COLORS,
+        weights_origin="nvidia/mit-b0@main",
+        name="streets",
+    )
+
+
+def logits(model):
+    return keras.ops.convert_to_numpy(model.for_inference()(IMAGES))
+
+
+def assert_same_facts(model, expected):
+    assert model.class_names == expected.class_names == NAMES
+    assert model.colors.tolist() == expected.colors.tolist() == COLORS
+    assert model.weights_origin == expected.weights_origin == "nvidia/mit-b0@main"
+    config, again = (m.preprocessing.get_config() for m in (expected, model))
+    assert config == again
+
+
+FRESH = """
+import json, sys
+import keras, numpy as np
+import local_hub
+import keras_segadapter
+folder = sys.argv[1]
+local_hub.serve(folder)
+for address in (folder + "/model.keras", "hf://someone/streets"):
+    model = keras.saving.load_model(address)
+    facts = {
+        "class_names": model.class_names,
+        "colors": model.colors.tolist(),
+        "weights_origin": model.weights_origin,
+        "scale": model.preprocessing.scale,
+        "takes_pixels": model.takes_pixels,
+        "logits": model.predict(np.load(folder + "/images.npy"), verbose=0).tolist(),
+    }
+    print("FACTS" + json.dumps(facts))
+"""
+
+
+# Contract
+
+
+def test_the_hub_gets_and_gives_back_the_whole_model(
+    tiny_backbone, tmp_path, monkeypatch
+):
+    local_hub.serve(tmp_path, monkeypatch.setattr)
+    model = shared_model(tiny_backbone())
+    model.compile()
+    model.save("hf://someone/streets")
+    files = {path.name for path in (tmp_path / "someone/streets").iterdir()}
+    expected = {"README.md", "config.json", "metadata.json", "model.weights.h5"}
+    assert files - {"assets"} == expected  # and a plot where there is Graphviz
+    keras.layers.Add()([keras.Input((4,))] * 2)  # gives operations other names
+    loaded = keras.saving.load_model("hf://someone/streets")
+    assert isinstance(loaded, ksa.Segmenter) and loaded.compiled
+    assert_same_facts(loaded, model)
+    np.testing.assert_array_equal(logits(loaded), logits(model))
+
+
+@pytest.mark.integration
+def test_a_fresh_process_knows_classes_colors_normalization_and_origin(
+    tiny_backbone, tmp_path, monkeypatch
+):
+    local_hub.serve(tmp_path, monkeypatch.setattr)
+    model = shared_model(tiny_backbone())
+    model.save(tmp_path / "model.keras")
+    model.save("hf://someone/streets")
+    np.save(tmp_path / "images.npy", IMAGES)
+    printed = subprocess.run(
+        [sys.executable, "-c", FRESH, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    found = [json.loads(part.split("\n")[0]) for part in printed.split("FACTS")[1:]]
+    assert len(found) == 2
+    for facts in found:
+        np.testing.assert_allclose(facts.pop("logits"), logits(model), atol=1e-5)
+        assert facts == {
+            "class_names": list(NAMES),
+            "colors": COLORS,
+            "weights_origin": "nvidia/mit-b0@main",
+            "scale": 0.01,
+            "takes_pixels": True,
+        }
+
+
+def test_training_and_loading_weights_leave_the_origin(tiny_backbone, tmp_path):
+    model = shared_model(tiny_backbone((4,)))
+    model.compile(run_eagerly=keras.backend.backend() != "jax")
+    model.fit(IMAGES, np.zeros((2, 32, 48), "uint8"), verbose=0)
+    model.save_weights(tmp_path / "a.weights.h5")
+    other = ksa.build_segmenter(tiny_backbone((4,)), K)
+    other.load_weights(tmp_path / "a.weights.h5")
+    assert model.weights_origin == "nvidia/mit-b0@main"
+    assert other.weights_origin is None
+
+
+def test_named_models_tell_where_their_weights_came_from(monkeypatch):
+    for name in ("read_mit_weights", "assign_mit_weights"):
+        monkeypatch.setattr(mit, name, lambda *args: {})  # nothing is downloaded
+    assert ksa.AdaptMiTB0(K).weights_origin is None
+    model = ksa.AdaptMiTB0(K, weights="imagenet")
+    assert model.weights_origin == "nvidia/mit-b0@main"
+
+
+def test_an_origin_is_a_name_without_the_folders_above_it(tmp_path):
+    (tmp_path / "mine.pth").touch()
+    assert name_origin(tmp_path / "mine.pth") == "mine.pth"
+    assert name_origin(str(tmp_path)) == tmp_path.name
+    assert name_origin("nvidia/mit-b0") == "nvidia/mit-b0"
+    model = keras.Sequential([keras.Input((4,))], name="mit_preset")
+    assert name_origin(model) == "the model 'mit_preset' of keras-hub"
+
+
+# Edges
+
+
+def test_a_file_without_an_origin_loads(tiny_backbone):
+    config = ksa.build_segmenter(tiny_backbone((4,)), K).get_config()
+    del config["weights_origin"]
+    assert ksa.Segmenter.from_config(config).weights_origin is None
+
+
+@pytest.mark.parametrize("origin", [3, Path("a"), b"a"], ids=repr)
+def test_an_origin_that_is_no_string_raises(tiny_backbone, origin):
+    with pytest.raises(TypeError, match=r"must be a string.*Received: weights_origin="):
+        ksa.build_segmenter(tiny_backbone((4,)), K, weights_origin=origin)
+
+
+def test_what_the_hub_can_not_load_is_named_on_saving(tmp_path, monkeypatch):
+    local_hub.serve(tmp_path, monkeypatch.setattr)
+    layer = keras.layers.Lambda(lambda x: x / 2, name="mine")
+    stem = keras.layers.Conv2D(4, 4, 4)
+    backbone = keras.Sequential([keras.Input((None, None, 3)), layer, stem])
+    model = ksa.build_segmenter(backbone, K, adapters=False)
+    with pytest.warns(UserWarning, match="a Python lambda in 'mine'"):
+        model.save("hf://someone/streets")
+
+
+def test_a_path_on_the_hub_is_not_a_local_file():
+    assert not saving.is_local("hf://someone/streets")
