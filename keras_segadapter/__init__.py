@@ -11,6 +11,7 @@ from keras_segadapter.layers import (
     ResizeLike,
     SegAdapter,
     SegAttention,
+    SegFormerHead,
     TokensToMap,
 )
 from keras_segadapter.graph import Stage, find_stages
@@ -40,6 +41,7 @@ from keras_segadapter.training import (
     paper_optimizer,
 )
 from keras_segadapter.segmenter import Segmenter, build_segmenter
+from keras_segadapter.transfer import add_adapters, change_classes
 from keras_segadapter.models import (
     AdaptConvNeXtBase,
     AdaptConvNeXtLarge,
@@ -82,6 +84,7 @@ __all__ = [
     "ResizeLike",
     "SegAdapter",
     "SegAttention",
+    "SegFormerHead",
     "SegmentationCrossentropy",
     "Segmenter",
     "Stage",
@@ -89,8 +92,10 @@ __all__ = [
     "TrainingPictures",
     "WarmupPoly",
     "__version__",
+    "add_adapters",
     "balanced_class_weight",
     "build_segmenter",
+    "change_classes",
     "compare_exported",
     "cost_report",
     "data",

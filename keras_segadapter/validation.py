@@ -206,6 +206,22 @@ def check_feature_map(layer, input_shape):
         )
 
 
+def check_feature_maps(layer, input_shape):
+    """Validate that a layer's input is a list of such feature maps.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not input_shape or not isinstance(input_shape[0], (list, tuple)):
+        raise ValueError(
+            f"{type(layer).__name__} '{layer.name}' takes a list of feature maps, "
+            "shallow to deep; wrap a single one in a list. Received: "
+            f"input_shape={input_shape}"
+        )
+    for shape in input_shape:
+        check_feature_map(layer, shape)
+
+
 def check_outputs(names, **arguments):
     """Validate that dicts by output name outputs that the model has.
 

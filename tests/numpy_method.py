@@ -157,6 +157,16 @@ def mlp_head(layer, stages):
     return linear(layer.classifier, gelu(batch_norm(layer.projection_norm, fused)))
 
 
+def segformer_head(layer, stages):
+    """Compute SegFormer's head with one matrix per stage, after resizing."""
+    _, height, width, _ = stages[0].shape
+    fused = sum(
+        resize(x, height, width) @ array(dense.kernel)
+        for x, dense in zip(stages, layer.linears, strict=True)
+    )
+    return linear(layer.classifier, np.maximum(batch_norm(layer.norm, fused), 0))
+
+
 def efficient_self_attention(layer, x):
     """Compute SegFormer's attention, with keys and values from a smaller map."""
     source = x

@@ -17,6 +17,7 @@ from numpy_method import (
     resize_like,
     seg_adapter,
     seg_attention,
+    segformer_head,
     tokens_to_map,
 )
 
@@ -58,6 +59,10 @@ def head_scores(layer, *stages):
     return mlp_head(layer, stages)
 
 
+def segformer_scores(layer, *stages):
+    return segformer_head(layer, stages)
+
+
 def row(cls, shapes, equation, name=None, **arguments):
     return pytest.param(cls, arguments, shapes, equation, id=name or cls.__name__)
 
@@ -84,6 +89,14 @@ LAYERS = [
     adapter("tokens", num_blocks=2, normalize=True),
     adapter("tokens, no scores", return_scores=False),
     row(ksa.MLPHead, two_stages, head_scores, num_classes=5, channels=8, dropout=0.3),
+    row(
+        ksa.SegFormerHead,
+        two_stages,
+        segformer_scores,
+        num_classes=5,
+        channels=8,
+        dropout=0.3,
+    ),
     row(ksa.ResizeLike, map_and_reference, resize_like),
     row(ksa.TokensToMap, tokens_and_grid, tokens_to_map),
     row(
@@ -126,9 +139,11 @@ OF_MAPS = {
     ksa.HighOrderSpatialAttention: {"num_classes": 3},
     ksa.SegAdapter: {"num_classes": 3},
     ksa.MLPHead: {"num_classes": 3},
+    ksa.SegFormerHead: {"num_classes": 3},
     EfficientSelfAttention: {"num_heads": 2},
     MixFFN: {},
 }
+HEADS = (ksa.MLPHead, ksa.SegFormerHead)  # of a list of maps
 
 
 @pytest.mark.parametrize("cls", OF_MAPS)
@@ -140,14 +155,14 @@ def test_inputs_that_are_no_feature_maps_raise(cls, shape):
     layer, x = cls(**OF_MAPS[cls], name="odd"), keras.Input(shape)
     words = f"{cls.__name__} 'odd' takes feature maps .* Received: input_shape="
     with pytest.raises(ValueError, match=words):
-        layer([keras.Input((8, 8, 4)), x] if cls is ksa.MLPHead else x)
+        layer([keras.Input((8, 8, 4)), x] if cls in HEADS else x)
 
 
 @pytest.mark.parametrize("cls", OF_MAPS)
 def test_channels_first_raises(channels_first, cls):
     layer, x = cls(**OF_MAPS[cls]), maps(1, 4, 4, 4)
     with pytest.raises(ValueError, match=r"set_image_data_format.*channels_first"):
-        layer([x] if cls is ksa.MLPHead else x)
+        layer([x] if cls in HEADS else x)
 
 
 WRONG_ARGUMENTS = [
@@ -178,6 +193,9 @@ WRONG_ARGUMENTS = [
     (ksa.MLPHead, "dropout", 1.0, "a finite number of at least 0 and below 1"),
     (ksa.MLPHead, "dropout", -0.1, "a finite number of at least 0 and below 1"),
     (ksa.MLPHead, "dropout", math.nan, "a finite number of at least 0 and below 1"),
+    (ksa.SegFormerHead, "num_classes", 1, "at least 2"),
+    (ksa.SegFormerHead, "channels", 0, "an integer of at least 1"),
+    (ksa.SegFormerHead, "dropout", 1.0, "a finite number of at least 0 and below 1"),
     (EfficientSelfAttention, "num_heads", 0, "an integer of at least 1"),
     (EfficientSelfAttention, "reduction", 1.0, "an integer of at least 1"),
     (MixFFN, "ratio", 0, "an integer of at least 1"),

@@ -4,6 +4,7 @@ from keras_segadapter.layers.adapter import SegAdapter
 from keras_segadapter.layers.attention import HighOrderSpatialAttention, SegAttention
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
+from keras_segadapter.layers.segformer_head import SegFormerHead
 from keras_segadapter.layers.tokens import TokensToMap
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "ResizeLike",
     "SegAdapter",
     "SegAttention",
+    "SegFormerHead",
     "TokensToMap",
 ]

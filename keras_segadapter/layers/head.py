@@ -5,7 +5,7 @@ from keras import layers, ops
 
 from keras_segadapter.layers.native import Dense, resize_bilinear
 from keras_segadapter.validation import (
-    check_feature_map,
+    check_feature_maps,
     check_integer,
     check_num_classes,
     check_rate,
@@ -68,16 +68,10 @@ class MLPHead(layers.Layer):
         self.classifier = Dense(self.num_classes, **inner)
 
     def build(self, input_shape):
-        if not input_shape or not isinstance(input_shape[0], (list, tuple)):
-            raise ValueError(
-                f"{type(self).__name__} '{self.name}' takes a list of feature maps, "
-                "shallow to deep; wrap a single one in a list. Received: "
-                f"input_shape={input_shape}"
-            )
+        check_feature_maps(self, input_shape)
         inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.linears, self.norms = [], []
         for shape in input_shape:
-            check_feature_map(self, shape)
             linear = Dense(self.channels, use_bias=False, **inner)
             norm = _norm(**inner)
             linear.build(shape)
