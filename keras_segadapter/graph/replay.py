@@ -23,8 +23,9 @@ def as_functional(backbone):
     check_channels_last()
     if is_segmenter(backbone):
         raise TypeError(
-            "A Segmenter can't be a backbone. Pass its backbone, model.backbone, or "
-            "make another one like it with Segmenter.from_config(model.get_config()). "
+            "A Segmenter can't be a backbone. For adapters in it call keras_segadapter."
+            "add_adapters(model), for other classes keras_segadapter.change_classes("
+            "model, class_names); for anything else pass its backbone, model.backbone. "
             f"Received: backbone='{backbone.name}', a Segmenter"
         )
     if isinstance(backbone, keras.Sequential):
