@@ -1,5 +1,8 @@
 """Tensors from PyTorch's files, on disk or on the Hugging Face Hub."""
 
+import json
+import json
+import os
 import re
 import zipfile
 from importlib import import_module
@@ -10,8 +13,11 @@ from pathlib import Path
 FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
-# SegFormer-B5 takes 0.34 GB in float32, and the checkpoint of a training three times.
-MAX_BYTES = 4 * 2**30
+# The largest backbone, ConvNeXt-XL, takes 1.6 GB in float32. A checkpoint of its training
+# holds two averages of the gradients too, and perhaps one of the weights.
+MAX_BYTES = 8 * 2**30
+# Of NVIDIA's repositories, those whose license is known to forbid commercial use.
+NON_COMMERCIAL = ("nvidia/mit-", "nvidia/segformer-")
 FLOATS = (
     *("F16", "BF16", "F32", "F64"),
     *("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"),
@@ -33,15 +39,87 @@ def read_tensors(source, leave_out):
         PyTorch.
 
     Raises:
+        TypeError: If `source` is neither a path nor a name.
         ValueError: If there is no such file or repository, if the network fails, or if
             the file is damaged, too large, or holds Python objects or tensors of other
             kinds than dense floats.
         ImportError: If the package that fetches or reads the file is not installed.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            "`weights` must be None, a file, a folder, a name on the Hugging Face Hub "
+            "or, where the documentation of the model names one, a model of keras-hub. "
+            f"Received: weights={source!r} of type {type(source).__name__}"
+        )
     file = _locate(source)
     _check_size(file, file.stat().st_size)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_torch
     return read(file, leave_out)
+
+
+def read_json(source, file):
+    """Read a JSON file that lies beside weights: in their folder or repository.
+
+    Args:
+        source: As in `read_tensors`.
+        file: String. Name of the JSON file.
+
+    Returns:
+        The dict that it holds; an empty one if there is no such file.
+
+    Raises:
+        ValueError: If there is no such repository, if the network fails, or if the file
+            can't be read as JSON.
+        ImportError: If the package that fetches the file is not installed.
+    """
+    path = Path(source)
+    if path.exists():
+        path = (path if path.is_dir() else path.parent) / file
+    else:
+        path = _download(source, [file], required=False)
+    if path is None or not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"The file {file} beside the weights can't be read as JSON. Download it "
+            f"again. Received: weights={str(source)!r} with {str(path)!r}"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_config(source):
+    """Read the file config.json beside weights that `read_tensors` has read.
+
+    Args:
+        source: Path or name on the Hub, as in `read_tensors`.
+
+    Returns:
+        Dict of what the file holds; empty if there is no such file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = Path(source)
+    if path.exists():
+        file = (path if path.is_dir() else path.parent) / "config.json"
+        if not file.is_file():
+            return {}
+    else:
+        name, revision = HUB_NAME.fullmatch(source).groups()
+        try:
+            file = _download(name, revision, ("config.json",))
+        except ValueError:  # The weights are here, and can be used without it.
+            return {}
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            "The file config.json beside the weights is damaged. Download it again, or "
+            f"put the weights into a folder of their own. Received: file={str(file)!r}"
+        ) from error
+    return content if isinstance(content, dict) else {}
 
 
 def assign_tensors(model, variables, values):
@@ -56,12 +134,30 @@ def assign_tensors(model, variables, values):
         ValueError: If tensors are missing, unknown or of another shape. The message
             lists them.
     """
-    missing = sorted(variables.keys() - values.keys())
-    unknown = sorted(values.keys() - variables.keys())
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    check_tensors(model, shapes, values)
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def check_tensors(model, expected, values):
+    """Validate that arrays have the names and shapes that a model expects.
+
+    Args:
+        model: The model, named in the error.
+        expected: Dict of shapes by name.
+        values: Dict of arrays in Keras' axis order by name.
+
+    Raises:
+        ValueError: If tensors are missing, unknown or of another shape. The message
+            lists them.
+    """
+    missing = sorted(expected.keys() - values.keys())
+    unknown = sorted(values.keys() - expected.keys())
     shapes = [
-        f"{name} is {values[name].shape}, expected {tuple(variables[name].shape)}"
-        for name in sorted(variables.keys() & values.keys())
-        if values[name].shape != tuple(variables[name].shape)
+        f"{name} is {values[name].shape}, expected {expected[name]}"
+        for name in sorted(expected.keys() & values.keys())
+        if values[name].shape != expected[name]
     ]
     if missing or unknown or shapes:
         raise ValueError(
@@ -70,8 +166,6 @@ def assign_tensors(model, variables, values):
             f"{missing or 'none'}, unknown tensors: {unknown or 'none'}, other shapes: "
             f"{shapes or 'none'}"
         )
-    for name, variable in variables.items():
-        variable.assign(values[name])
 
 
 def _locate(source):
@@ -88,27 +182,19 @@ def _locate(source):
             "that save_pretrained wrote, or the file itself. Received: "
             f"weights={str(source)!r}"
         )
-    found = isinstance(source, str) and HUB_NAME.fullmatch(source)
-    if found and path.suffix not in SUFFIXES:
-        name, revision = found.groups()
-        # A suffix of letters, unlike one of a version, or a folder of this name: it is
-        # rather a mistyped path.
-        is_path = re.search(r"\.[A-Za-z]\w*$", name) or path.parent.exists()
-        if revision or not is_path:
-            return _download(name, revision)
-    raise ValueError(
-        "There is no such file of weights. Pass a file, a folder, or a name on the "
-        "Hugging Face Hub such as nvidia/mit-b0, or nvidia/mit-b0@main with a branch, "
-        "tag or commit, which is never taken for a path. Received: "
-        f"weights={str(source)!r}"
-    )
+    return _download(source, FILES)
 
 
-def _download(name, revision):
-    """Return the path of a repository's file in the Hub's cache."""
+def _download(source, files, required=True):
+    """Return the path of a repository's first file of these, in the Hub's cache.
+
+    Returns:
+        Path, or None if the repository lacks the files and they are not `required`.
+    """
+    name, revision = _hub_name(source)
     hub = _import("huggingface_hub", name)
     absent = _import("huggingface_hub.errors", name).EntryNotFoundError
-    for file in FILES:
+    for file in files:
         try:
             return Path(hub.hf_hub_download(name, file, revision=revision))
         except absent as error:  # the other file may be there, or in the cache
@@ -116,13 +202,38 @@ def _download(name, revision):
         except Exception as error:  # of the client's own kinds or the network's
             cause = error
             break
-    full = name if revision is None else f"{name}@{revision}"
+    if not required and isinstance(cause, absent):
+        return None
     raise ValueError(
         "There is no such file or folder of weights, and fetching "
-        f"{' or '.join(FILES)} from the Hugging Face Hub failed with "
+        f"{' or '.join(files)} from the Hugging Face Hub failed with "
         f"{type(cause).__name__}. Check the name, the revision, the network and, for a "
-        f"private repository, the token. Received: weights={full!r}"
+        f"private repository, the token. Received: weights={source!r}"
     ) from cause
+
+
+def _hub_name(source):
+    """Return the name of a repository on the Hub and its revision, if any.
+
+    Raises:
+        ValueError: If `source` is rather a mistyped path.
+    """
+    path = Path(source)
+    found = isinstance(source, str) and HUB_NAME.fullmatch(source)
+    if found and path.suffix not in SUFFIXES:
+        name, revision = found.groups()
+        # A suffix of letters, unlike one of a version or of timm, as in
+        # timm/convnext_tiny.in12k, or a folder of this name: it is rather a mistyped
+        # path.
+        suffix = re.search(r"\.[A-Za-z]\w*$", name) and not name.startswith("timm/")
+        if revision or not (suffix or path.parent.exists()):
+            return name, revision
+    raise ValueError(
+        "There is no such file of weights. Pass a file, a folder, or a name on the "
+        "Hugging Face Hub such as nvidia/mit-b0, or nvidia/mit-b0@main with a branch, "
+        "tag or commit, which is never taken for a path. Received: "
+        f"weights={str(source)!r}"
+    )
 
 
 def _read_safetensors(file, leave_out):
@@ -200,8 +311,8 @@ def _check_size(file, size):
     """
     if size > MAX_BYTES:
         raise _TooLargeError(
-            f"The weights of a MiT take less than {MAX_BYTES / 1e9:.1f} GB. Replace the"
-            f" file. Received: weights={str(file)!r} of {size / 1e9:.1f} GB"
+            f"The weights of a backbone take less than {MAX_BYTES / 1e9:.1f} GB. "
+            f"Replace the file. Received: weights={str(file)!r} of {size / 1e9:.1f} GB"
         )
 
 
