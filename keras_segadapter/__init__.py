@@ -12,6 +12,7 @@ from keras_segadapter.layers import (
     SegAdapter,
     SegAttention,
     SegFormerHead,
+    SimpleFeaturePyramid,
     TokensToMap,
 )
 from keras_segadapter.graph import Stage, find_stages
@@ -34,6 +35,7 @@ from keras_segadapter.inference import (
     predict_labels,
     predict_logits,
 )
+from keras_segadapter.model_card import model_card
 from keras_segadapter.training import (
     AdamW,
     TrainingPictures,
@@ -54,6 +56,12 @@ from keras_segadapter.models import (
     AdaptMiTB3,
     AdaptMiTB4,
     AdaptMiTB5,
+    SegFormerB0,
+    SegFormerB1,
+    SegFormerB2,
+    SegFormerB3,
+    SegFormerB4,
+    SegFormerB5,
 )
 
 __all__ = [
@@ -84,9 +92,16 @@ __all__ = [
     "ResizeLike",
     "SegAdapter",
     "SegAttention",
+    "SegFormerB0",
+    "SegFormerB1",
+    "SegFormerB2",
+    "SegFormerB3",
+    "SegFormerB4",
+    "SegFormerB5",
     "SegFormerHead",
     "SegmentationCrossentropy",
     "Segmenter",
+    "SimpleFeaturePyramid",
     "Stage",
     "TokensToMap",
     "TrainingPictures",
@@ -102,6 +117,7 @@ __all__ = [
     "evaluate_images",
     "export_model",
     "find_stages",
+    "model_card",
     "open_exported",
     "paper_optimizer",
     "predict_labels",

@@ -21,6 +21,7 @@ READING_ORDER = [
     "layers.tokens",
     "layers.attention",
     "layers.adapter",
+    "layers.neck",
     "layers.head",
     "layers.segformer_head",
     "layers",
@@ -73,6 +74,7 @@ READING_ORDER = [
     "inference.exported",
     "inference.export",
     "inference",
+    "model_card",
     "training.optimizers",
     "training.schedules",
     "training.paper_optimizer",
@@ -83,6 +85,8 @@ READING_ORDER = [
     "segmenter",
     "transfer",
     "models.adapted",
+    "models.segformer_weights",
+    "models.segformer",
     "models",
     "cli.texts",
     "cli.sources",
@@ -102,7 +106,7 @@ READING_ORDER = [
 
 # Their examples train in a graph, which takes seconds.
 SLOW_EXAMPLES = (
-    *("AdaptConvNeXtTiny", "AdaptMiTB0", "MiTB0", "Segmenter"),
+    *("AdaptConvNeXtTiny", "AdaptMiTB0", "MiTB0", "SegFormerB0", "Segmenter"),
     *("TrainingPictures", "cost_report", "find_stages"),
 )
 

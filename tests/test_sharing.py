@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import huggingface_hub
 import keras
 import local_hub
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter import saving
@@ -145,7 +150,122 @@ def test_an_origin_is_a_name_without_the_folders_above_it(tmp_path):
     assert name_origin(model) == "the model 'mit_preset' of keras-hub"
 
 
+def front_matter(card):
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_a_card_holds_what_the_hub_reads(tiny_backbone):
+    model = shared_model(tiny_backbone((4,)))
+    assert front_matter(ksa.model_card(model, license="apache-2.0")) == {
+        "library_name": "keras",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["semantic-segmentation", "keras_segadapter"],
+        "license": "apache-2.0",
+        "base_model": "nvidia/mit-b0",
+    }
+    plain = ksa.model_card(ksa.build_segmenter(tiny_backbone((4,)), K))
+    assert not {"license", "base_model"} & front_matter(plain).keys()
+    assert "No pretrained weights are on record for this model." in plain
+
+
+def test_a_card_tells_parts_classes_figures_and_origin(tiny_backbone):
+    model = shared_model(tiny_backbone())
+    labels = model.segment(IMAGES)
+    result = ksa.evaluate_images(model, zip(IMAGES, labels, strict=True))
+    options = {"dataset": "Cityscapes val", "image_size": 64}
+    card = ksa.model_card(model, result, **options)
+    report = ksa.cost_report(model, 64)
+    assert f"{report.parameters / 1e6:.2f} M parameters" in card
+    assert f"{report.multiply_adds / 1e9:.2f} G multiply-adds for one image" in card
+    assert "backbone `tiny`" in card and "head `MLPHead`" in card
+    assert "| 4 | 4 | 5 x 5 | 0.001 |\n| 8 | 6 | 5 x 5 | 0.01 |" in card
+    assert "3 channels, pixels in 0..255; normalization: Rescaling." in card
+    assert "[`nvidia/mit-b0@main`](https://huggingface.co/nvidia/mit-b0)" in card
+    assert "non-commercial" in card
+    assert "Measured on 2 images of Cityscapes val: mIoU 100.00 %" in card
+    for row, name in enumerate(NAMES):
+        share = "100.00" if row in labels else "-"
+        color = bytes(COLORS[row]).hex()
+        assert f"| {row} | {name} | `#{color}` | {share} | {share} |\n" in card
+    assert f"keras_segadapter {ksa.__version__}, Keras {keras.__version__}" in card
+    assert card == ksa.model_card(model, result, **options)
+
+
+@pytest.mark.parametrize("size", [(None, None), (32, 64)], ids=["any", "fixed"])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_the_code_on_a_card_runs(tmp_path, monkeypatch, channels, size):
+    monkeypatch.chdir(tmp_path)
+    stem = keras.layers.Conv2D(4, 4, 4)
+    backbone = keras.Sequential([keras.Input((*size, channels)), stem])
+    model = ksa.build_segmenter(backbone, K, adapters=False)
+    model.save("model.keras")
+    Image.fromarray(IMAGES[0]).save("photo.jpg")
+    np.save("image.npy", np.zeros((32, 48, channels), "uint8"))
+    card = ksa.model_card(model)
+    found = {}
+    exec(card.split("```python\n")[1].split("```")[0], found)
+    assert found["labels"].shape == (32, 48)
+    sizes = "resizes images to 32 x 64" if all(size) else "Images may be of any size"
+    assert sizes in card
+    counted = "32 x 64" if all(size) else "512 x 512"
+    assert f"multiply-adds for one image of {counted}" in card
+
+
+def test_a_card_replaces_the_one_that_keras_wrote(tiny_backbone, tmp_path, monkeypatch):
+    local_hub.serve(tmp_path, monkeypatch.setattr)
+    model = shared_model(tiny_backbone((4,)))
+    model.save("hf://someone/streets")
+    upload = re.search(r"```text\n(.*?)```", ksa.model_card.__doc__, re.DOTALL)[1]
+    code = textwrap.dedent(upload).replace("owner/name", "someone/streets")
+    exec(code, {"ksa": ksa, "model": model, "huggingface_hub": huggingface_hub})
+    card = (tmp_path / "someone/streets/README.md").read_text()
+    assert card == ksa.model_card(model, path="hf://someone/streets")
+    assert keras.saving.load_model("hf://someone/streets").class_names == NAMES
+
+
 # Edges
+
+
+def test_names_of_classes_do_not_break_the_table(tiny_backbone):
+    model = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False)
+    model.name_classes(["a|b", "two\nlines", "c"])
+    assert "| 0 | a\\|b | `#" in ksa.model_card(model)
+    assert "| 1 | two lines | `#" in ksa.model_card(model)
+
+
+@pytest.mark.parametrize(
+    "given, error, words",
+    [
+        pytest.param(
+            {"evaluation": 0.76}, TypeError, "result of .*evaluate_images", id="number"
+        ),
+        pytest.param(
+            {"evaluation": "other"},
+            ValueError,
+            "has 3 classes.*Received: an evaluation of 2 classes",
+            id="other_classes",
+        ),
+        pytest.param(
+            {"license": "Apache 2.0"},
+            ValueError,
+            "identifier .*Received: license='Apache 2.0'",
+            id="license_as_a_title",
+        ),
+        pytest.param({"license": "mit\ntags: x"}, ValueError, "identifier", id="lines"),
+    ],
+)
+def test_bad_arguments_of_a_card_raise(tiny_backbone, given, error, words):
+    if given.get("evaluation") == "other":
+        other = ksa.build_segmenter(tiny_backbone((4,)), 2, adapters=False)
+        pairs = zip(IMAGES, np.zeros(IMAGES.shape[:3], int), strict=True)
+        given = {"evaluation": ksa.evaluate_images(other, pairs)}
+    with pytest.raises(error, match=words):
+        ksa.model_card(ksa.build_segmenter(tiny_backbone((4,)), K), **given)
+
+
+def test_a_card_of_another_model_raises():
+    with pytest.raises(TypeError, match=r"model_card takes a keras_segadapter"):
+        ksa.model_card(keras.Sequential())
 
 
 def test_a_file_without_an_origin_loads(tiny_backbone):

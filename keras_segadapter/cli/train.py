@@ -17,6 +17,7 @@ from keras_segadapter.cli.sources import (
     open_source,
     scenes,
 )
+from keras_segadapter.model_card import describe_input
 
 _MODELS = ("best.keras", "model.keras")
 _STATE = "backup/state.json"
@@ -209,11 +210,7 @@ def _build(args, num_classes):
     model = ksa.build_segmenter(
         backbone, num_classes, adapters=args.adapters, preprocessing=preprocessing
     )
-    values = "pixels in 0..255" if model.takes_pixels else "values as they are"
-    chosen = model.preprocessing.name.removeprefix("preprocessing_").replace("_", " ")
-    if chosen == "none" and model.takes_pixels:
-        chosen = "in the backbone"
-    print(f"input: {channels} channels, {values}; normalization: {chosen}")
+    print(f"input: {describe_input(model)}")
     for stage in model.stages:
         print(f"stage: {stage.name}, stride {stage.stride}, {stage.channels} channels")
     return model

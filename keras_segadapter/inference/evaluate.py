@@ -60,12 +60,12 @@ class Evaluation:
         mean = ("mean", self.miou, self.mean_accuracy, shares.sum())
         lines = [
             f"{self.images} images, {pixels.sum():,} pixels, "
-            f"{_percent(self.accuracy)} % of them right",
+            f"{percent(self.accuracy)} % of them right",
             f"{'class':<{width}}{'IoU, %':>10}{'accuracy, %':>14}{'pixels, %':>12}",
         ]
         lines += [
-            f"{name:<{width}}{_percent(iou):>10}{_percent(accuracy):>14}"
-            f"{_percent(share):>12}"
+            f"{name:<{width}}{percent(iou):>10}{percent(accuracy):>14}"
+            f"{percent(share):>12}"
             for name, iou, accuracy, share in (*rows, mean)
         ]
         return "\n".join(lines)
@@ -270,5 +270,6 @@ def _confusion_figure(confusion, class_names):
     return figure
 
 
-def _percent(share):
+def percent(share):
+    """Return a share in percent, or "-" for NaN."""
     return "-" if np.isnan(share) else f"{100 * share:.2f}"
