@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 import warnings
 
@@ -20,7 +21,9 @@ from keras_segadapter.graph.splice import (
     add_at_finest,
     free_name,
     layer_names,
+    neck_divisor,
     resolve_adapters,
+    run_neck,
     splice_adapters,
 )
 from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
@@ -94,8 +97,13 @@ class Segmenter(keras.Model):
         adapters: True for the paper's adapters (scale 1e-2 at the deepest stage, a
             tenth of it at each shallower one), False for the same model without them,
             or a list of `SegAdapter`, one per tap, shallow to deep. Defaults to `True`.
-        head: Layer from the list of stage features to class scores at the finest
-            stride. Defaults to `MLPHead(num_classes)`.
+        neck: Layer from the list of adapted stage features to the list of feature maps
+            that the head gets, such as `SimpleFeaturePyramid()` for a plain vision
+            transformer. Features of taps in front of the final layer norm of a vision
+            transformer go through that norm first; `keras.layers.Identity()` does only
+            that. Defaults to `None`.
+        head: Layer from that list of feature maps to class scores at the finest stride.
+            Defaults to `MLPHead(num_classes)`.
         aux: What the auxiliary loss supervises. "sum": the adapters' scores, resized to
             the finest stage and added (the paper's); "per_stage": the scores of each
             adapter by themselves; a layer like `head`: its scores, as of an FCN head;
@@ -117,8 +125,9 @@ class Segmenter(keras.Model):
         num_classes: Number of classes K.
         stages: List of `Stage` that were adapted.
         size_divisor: Integer. Multiple, in pixels, to which `segment` and its kin pad
-            the sides of images: the deepest stride of the backbone.
+            the sides of images: the deepest stride of the backbone and the neck.
         adapters: List of `SegAdapter`, one per stage; empty without adapters.
+        neck: The layer between the adapters and the decode head, or None.
         head: The decode head.
         preprocessing: The layer between the image and the backbone.
         takes_pixels: Whether images go in as pixels in 0..255, which the preprocessing
@@ -135,7 +144,8 @@ class Segmenter(keras.Model):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If the backbone, a tap, an adapter or the head does not fit.
+        ValueError: If the backbone, a tap, an adapter, the neck or the head does not
+            fit.
 
     Example:
 
@@ -169,6 +179,7 @@ class Segmenter(keras.Model):
         *,
         taps=None,
         adapters=True,
+        neck=None,
         head=None,
         aux="sum",
         preprocessing=None,
@@ -189,18 +200,21 @@ class Segmenter(keras.Model):
             head = MLPHead(num_classes, name=free_name("head", taken))
         if preprocessing is None:
             preprocessing = default_preprocessing(functional)
-        _check_layers(taken, adapters, aux, head=head, preprocessing=preprocessing)
+        parts = {"neck": neck, "head": head, "preprocessing": preprocessing}
+        _check_layers(taken, adapters, aux, **parts)
 
         # Functional model
         (image,) = keras.tree.flatten(functional.input)
         image = keras.Input(image.shape[1:], name=free_name("image", taken))
         prepared = preprocessing(image)
         features = splice_adapters(functional, prepared, stages, adapters)
-        logits = head(features["outputs"])  # (B, H/4, W/4, K)
+        maps = run_neck(neck, functional, stages, features["outputs"])
+        divisor = math.lcm(divisor, neck_divisor(neck, stages, features["outputs"]))
+        logits = head(maps)  # (B, H/4, W/4, K)
         _check_scores("head", head, logits, num_classes)
         outputs = {"logits": logits}
         if isinstance(aux, keras.Layer):
-            outputs["aux"] = aux(features["outputs"])
+            outputs["aux"] = aux(maps)
             _check_scores("aux", aux, outputs["aux"], num_classes)
         elif adapters and aux == "sum":
             coarse = free_name("coarse", taken)
@@ -229,6 +243,7 @@ class Segmenter(keras.Model):
         self.stages = stages
         self.size_divisor = divisor
         self.adapters = adapters
+        self.neck = neck
         self.head = head
         self.aux = aux
         self.preprocessing = preprocessing
@@ -660,6 +675,7 @@ class Segmenter(keras.Model):
             "num_classes": self.num_classes,
             "taps": [dataclasses.asdict(stage) for stage in self.stages],
             "adapters": [serialize(adapter) for adapter in self.adapters] or False,
+            "neck": serialize(self.neck),
             "head": serialize(self.head),
             "aux": serialize(self.aux),
             "preprocessing": serialize(self.preprocessing),
@@ -705,8 +721,9 @@ def build_segmenter(backbone, num_classes, **options):
     Args:
         backbone: A functional `keras.Model` or a built `keras.Sequential`.
         num_classes: Integer of at least 2. Number of classes K.
-        **options: `taps`, `adapters`, `head`, `aux`, `preprocessing`, `class_names`,
-            `colors`, `weights_origin`, `name`, `dtype`, as in `Segmenter`.
+        **options: `taps`, `adapters`, `neck`, `head`, `aux`, `preprocessing`,
+            `class_names`, `colors`, `weights_origin`, `name`, `dtype`, as in
+            `Segmenter`.
 
     Returns:
         A `Segmenter`.
@@ -774,6 +791,7 @@ def _check_learning(model):
 
 def _check_layers(taken, adapters, aux, **arguments):
     """Validate that the parts are layers, with names that no other layer has."""
+    arguments = {name: layer for name, layer in arguments.items() if layer is not None}
     for name, layer in arguments.items():
         if not isinstance(layer, keras.Layer):
             raise TypeError(

@@ -1,6 +1,7 @@
-"""Run a backbone again with adapters at the ends of its stages."""
+"""Run a backbone again with adapters at the ends of its stages, and a neck behind."""
 
 import itertools
+import math
 
 import keras
 from keras import layers
@@ -146,6 +147,77 @@ def splice_adapters(backbone, image, stages, adapters):
     splice(backbone, image, stages, insert)
     # The outputs of a backbone may come from deep to shallow, as in a pyramid.
     return {name: [maps[i] for i in sorted(maps)] for name, maps in found.items()}
+
+
+def run_neck(neck, backbone, stages, features):
+    """Run the neck on the features of all stages.
+
+    Where a vision transformer ends in a layer norm, features of taps in front of that
+    norm go through it first, as those of DINOv3 do in its authors' evaluations.
+
+    Args:
+        neck: Layer from a list of feature maps to another one, or None.
+        backbone: A functional model, the one that `stages` come from.
+        stages: List of `Stage`.
+        features: List of symbolic feature maps `(B, h, w, C)`, one per stage.
+
+    Returns:
+        List of symbolic feature maps; `features` where there is no neck.
+
+    Raises:
+        ValueError: If the neck gives something else.
+    """
+    if neck is None:
+        return features
+    position, end = _last_call(backbone)
+    if end.is_tokens and isinstance(end.operation, layers.LayerNormalization):
+        features = [
+            end.operation(x)
+            if stage.position < position and stage.channels == end.shape[-1]
+            else x
+            for stage, x in zip(stages, features, strict=True)
+        ]
+    maps = neck(features)
+    shapes = [getattr(x, "shape", ()) for x in keras.tree.flatten(maps)]
+    fit = all(len(shape) == 4 and shape[-1] for shape in shapes)
+    if not isinstance(maps, (list, tuple)) or not maps or not fit:
+        raise ValueError(
+            "`neck` must turn a list of feature maps into another list of them, each "
+            "(batch, height, width, channels). Received: "
+            f"neck={neck!r}, which gave {maps}"
+        )
+    return list(maps)
+
+
+def _last_call(backbone):
+    """Return the last call that makes an output of the backbone, and its position."""
+    recording = record(backbone)
+    outputs = {id(tensor) for tensor in recording.outputs}
+    ends = [
+        (position, call)
+        for position, call in enumerate(recording.calls)
+        if outputs & {id(tensor) for tensor in call.outputs}
+    ]
+    return ends[-1]
+
+
+def neck_divisor(neck, stages, features):
+    """Return what the sides of images must be a multiple of for a neck, in pixels.
+
+    Args:
+        neck: Layer from a list of feature maps to another one, or None.
+        stages: List of `Stage`.
+        features: List of symbolic feature maps, the inputs of the neck.
+    """
+    if neck is None:
+        return 1
+    side = 64 * math.lcm(*(stage.stride for stage in stages))  # of an image, in pixels
+    maps = [
+        keras.KerasTensor((1, *[side // stage.stride] * 2, stage.channels), x.dtype)
+        for stage, x in zip(stages, features, strict=True)
+    ]
+    sides = [x.shape[1] for x in neck.compute_output_spec(maps)]
+    return math.lcm(*(side // new for new in sides if new and side % new == 0))
 
 
 def _grid(image, stride):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 
 from keras_segadapter.graph.replay import as_functional
-from keras_segadapter.graph.splice import splice
+from keras_segadapter.graph.splice import run_neck, splice
 from keras_segadapter.graph.stages import stage_keys
 from keras_segadapter.inference.multiply_adds import Tally
 from keras_segadapter.layers import ResizeLike
@@ -159,12 +159,16 @@ def _pieces(model, size):
     backbone = as_functional(model.backbone)
     splice(backbone, model.preprocessing(image), model.stages, collect)
     keys = stage_keys(model.stages)
-    for key, start, end in zip(keys, [image, *ends[:-1]], ends, strict=True):
-        yield "backbone", key, keras.Model(start, end)
+    for index, key in enumerate(keys):
+        # Rotary positions are made of the image and not of the stage before.
+        yield "backbone", key, keras.Model([image, *ends[:index]], ends[index])
     if model.adapters:
         for key, adapter, x, grid in zip(keys, model.adapters, ends, maps, strict=True):
             inputs = x if x is grid else [x, grid]
             yield "adapter", key, keras.Model(inputs, adapter(inputs))
-    scores = model.head(maps)  # (1, h, w, K)
+    pyramid = run_neck(model.neck, backbone, model.stages, maps)
+    if model.neck is not None:
+        yield "neck", "", keras.Model(maps, pyramid)
+    scores = model.head(pyramid)  # (1, h, w, K)
     logits = ResizeLike(dtype="float32")([scores, image])  # (1, H, W, K)
-    yield "head", "", keras.Model([*maps, image], logits)
+    yield "head", "", keras.Model([*pyramid, image], logits)

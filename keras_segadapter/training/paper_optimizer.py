@@ -47,8 +47,8 @@ def paper_optimizer(
             multiplied by the rate of the group. Defaults to `0.01`.
         adapter_multiplier: Number above 0. Factor on the rate of the adapters. Defaults
             to `7.0`.
-        head_multiplier: Number above 0. Factor on the rate of the decode head. Defaults
-            to `10.0`.
+        head_multiplier: Number above 0. Factor on the rate of the decode head and the
+            neck. Defaults to `10.0`.
         multipliers: Dict from regular expressions to factors on the rate, which replace
             the factor of the role. An expression is searched for in the name of the
             layer and in the path of the weight. Defaults to `None`.
@@ -133,7 +133,7 @@ def _factors_by_role(model, adapter_multiplier, head_multiplier, layer_decay):
     """Return the factor on the rate by the id of each trainable weight."""
     of_layer = {} if layer_decay is None else _stage_decay(model, layer_decay)
     of_layer.update({id(adapter): adapter_multiplier for adapter in model.adapters})
-    of_layer[id(model.head)] = head_multiplier
+    of_layer.update({id(part): head_multiplier for part in (model.neck, model.head)})
     return {
         id(v): float(of_layer.get(id(layer), 1.0))
         for layer, v in _trainable_weights(model)
