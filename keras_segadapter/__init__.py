@@ -16,7 +16,15 @@ from keras_segadapter.layers import (
     TokensToMap,
 )
 from keras_segadapter.graph import Stage, find_stages
-from keras_segadapter.backbones import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
+from keras_segadapter.backbones import (
+    MiTB0,
+    MiTB1,
+    MiTB2,
+    MiTB3,
+    MiTB4,
+    MiTB5,
+    widen_input,
+)
 from keras_segadapter import data, visualization
 from keras_segadapter.losses import (
     MaskLoss,
@@ -123,4 +131,5 @@ __all__ = [
     "predict_labels",
     "predict_logits",
     "visualization",
+    "widen_input",
 ]

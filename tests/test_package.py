@@ -33,6 +33,7 @@ READING_ORDER = [
     "graph",
     "backbones.origin",
     "backbones.weight_files",
+    "backbones.widening",
     "backbones.mit_weights",
     "backbones.mit",
     "backbones.convnext",

@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
 from keras_segadapter.backbones.origin import name_origin
+from keras_segadapter.backbones.widening import WIDENED, widen_kernel
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
 from keras_segadapter.validation import (
     check_feature_map,
@@ -186,7 +187,8 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
 
             The first three need the extra `weights`; PyTorch's files need torch.
         input_shape: Tuple `(height, width, channels)`, with None for an open height or
-            width. Defaults to `(None, None, 3)`.
+            width. Weights for RGB are repeated for other numbers of channels, as by
+            `widen_input`. Defaults to `(None, None, 3)`.
         drop_path: Number in [0, 1). Stochastic depth: the rate at which the last
             block's residuals are dropped in training. It rises linearly from 0 at the
             first block. Defaults to `0.1`.
@@ -251,7 +253,12 @@ def _mit(size, depths, channels, weights, input_shape, drop_path, name):
         weights = f"nvidia/mit-{size}@main"
     # Read first, so that a wrong file raises before a large model is built.
     values = None if weights is None else read_mit_weights(weights)
-    inputs = keras.Input(input_shape)
+    stem, widened = "patch_embed.0.proj.weight", False
+    if values and stem in values and input_shape[-1] != 3:
+        widened = values[stem].shape[2:3] == (3,)  # (h, w, 3, filters)
+    if widened:
+        values[stem] = widen_kernel(values[stem], input_shape[-1])
+    inputs = keras.Input(input_shape, name=WIDENED if widened else None)
     rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
     x = inputs
     for stage, (depth, width) in enumerate(zip(depths, channels, strict=True), 1):

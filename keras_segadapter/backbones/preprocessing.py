@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers
 
 from keras_segadapter.backbones.mit import EfficientSelfAttention
+from keras_segadapter.backbones.widening import is_widened, repeat_by_color
 from keras_segadapter.graph.replay import as_functional, record
 
 # Means and standard deviations of RGB in 0..255, by the name that the layer gets.
@@ -88,17 +89,19 @@ def default_preprocessing(backbone):
     more or fewer than three channels. Other families of keras.applications are
     recognized by the names of their layers, those of keras-hub by classes; models of
     keras-cv take 0..1. Everything else gets ImageNet's mean and standard deviation, as
-    in the paper (section 5), torchvision, timm and most of keras-hub's presets. Where
-    the backbone's needs are not known, a printed line says what was chosen. The name of
-    the layer tells it too.
+    in the paper (section 5), torchvision, timm and most of keras-hub's presets. A
+    backbone that `widen_input` made gets what it would on three channels, repeated as
+    its kernels were. Where the backbone's needs are not known, a printed line says what
+    was chosen. The name of the layer tells it too.
     """
     channels = backbone.inputs[0].shape[-1]
+    widened = channels != 3 and is_widened(backbone)
     normalized, gain = _front(backbone)
     if gain > _MOST_GAIN:
         choice, why = "zero_to_one", None
     elif normalized:
         choice, why = "none", None
-    elif channels != 3:
+    elif channels != 3 and not widened:
         choice, why = "none", f"not normalized, because they have {channels} channels"
     else:
         choice, why = _family(backbone), None
@@ -108,12 +111,17 @@ def default_preprocessing(backbone):
             "normalized by ImageNet's mean and standard deviation, because "
             "keras_segadapter does not know what it expects"
         )
+    if widened and choice != "none":
+        why = (
+            f"{why or 'normalized as RGB'}, with its values repeated for the {channels}"
+        )
+        why += " channel" + "s" * (channels > 1)
     if why:
         print(
             f"Images for the backbone '{backbone.name}' are {why}. To change this, "
             "pass a layer as preprocessing=, such as keras.layers.Rescaling(1 / 255)."
         )
-    return _scaling(choice)
+    return _scaling(choice, channels)
 
 
 def normalizes(backbone):
@@ -235,17 +243,21 @@ def _family(backbone):
     return None
 
 
-def _scaling(choice):
+def _scaling(choice, channels):
     """Return the layer of a choice, with a name that tells it."""
     name = f"preprocessing_{choice}"
     if choice == "none":
         return layers.Identity(name=name)
     if choice == "caffe":
-        inputs = keras.Input((None, None, 3))
-        flipped = keras.ops.flip(inputs, axis=-1)
-        outputs = layers.Rescaling(1.0, [-mean for mean in _CAFFE_MEAN_BGR])(flipped)
-        return keras.Model(inputs, outputs, name=name)
-    mean, deviation = map(np.array, _SCALES[choice])
+        order = np.arange(channels)
+        whole = order[: channels // 3 * 3].reshape(-1, 3)
+        whole[:] = whole[:, ::-1].copy()  # each RGB in turn; `whole` is a view
+        offset = repeat_by_color([-mean for mean in _CAFFE_MEAN_BGR], channels)
+        inputs = keras.Input((None, None, channels))
+        flipped = keras.ops.take(inputs, order.tolist(), axis=-1)
+        return keras.Model(inputs, layers.Rescaling(1.0, offset)(flipped), name=name)
+    mean, deviation = (repeat_by_color(each, channels) for each in _SCALES[choice])
+    mean, deviation = np.array(mean), np.array(deviation)
     scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
     return layers.Rescaling(scale, offset, name=name)
 
