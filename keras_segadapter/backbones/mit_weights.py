@@ -4,7 +4,6 @@ Tensors are named here as in SegFormer's own code, with stages counted from 0:
 `patch_embed.0.proj.weight`, `block.0.1.attn.q.bias`, `norm.3.weight`.
 """
 
-import os
 import re
 
 import keras
@@ -13,11 +12,23 @@ import numpy as np
 from keras_segadapter.backbones.weight_files import assign_tensors, read_tensors
 
 # Prefixes of the encoder's names in the file of a whole model, and its other parts.
-PREFIX = r"^(backbone|segformer\.encoder|encoder)\."
-OTHER_PARTS = r"(decode_head|auxiliary_head|classifier|head)\."
+PREFIX = r"^(backbone|segformer\.encoder|segformer|encoder)\."
+DECODE_HEAD = r"(decode_head|decoder|segmentation_head)\."
+OTHER_HEADS = r"(auxiliary_head|classifier|head)\."
 
 # Patterns in a file's names and what replaces them here, applied from top to bottom.
 TRANSFORMERS = (
+    # Its own names since version 5; it saves the older ones by default.
+    (r"^stages\.(\d)\.patch_embeddings\.", r"patch_embed.\1."),
+    (r"^stages\.(\d)\.blocks\.", r"block.\1."),
+    (r"^stages\.(\d)\.layer_norm\.", r"norm.\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.sequence_reduction\.sequence_reduction\.", ".sequence_reduction.sr."),
+    (r"\.attention\.sequence_reduction\.", ".attn."),
+    # The older ones.
     (r"^patch_embeddings\.", "patch_embed."),
     (r"layer_norm_", "norm"),
     (r"layer_norm", "norm"),
@@ -81,16 +92,12 @@ def read_mit_weights(source):
     """
     if isinstance(source, keras.Model):
         return _values_of_keras_hub(source)
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(
-            "`weights` must be None, a file, a folder, a name on the Hugging Face Hub "
-            f"or a MiTBackbone of keras-hub. Received: weights={source!r} of type "
-            f"{type(source).__name__}"
-        )
-    tensors = {
-        re.sub(PREFIX, "", key): value
-        for key, value in read_tensors(source, OTHER_PARTS).items()
-    }
+    return to_mit_values(read_tensors(source, f"{DECODE_HEAD}|{OTHER_HEADS}"))
+
+
+def to_mit_values(tensors):
+    """Return the weights of a MiT in a dict of a file's tensors by their names here."""
+    tensors = {re.sub(PREFIX, "", key): value for key, value in tensors.items()}
     if any(re.match(r"layers\.\d\.", key) for key in tensors):
         names, tensors = OPENMMLAB, _split(tensors, ".attn.attn.in_proj_", "qkv")
     elif any(re.match(r"(patch_embed|block|norm)\d\.", key) for key in tensors):
@@ -101,7 +108,7 @@ def read_mit_weights(source):
     for key, value in tensors.items():
         for pattern, name in names:
             key = re.sub(pattern, name, key)
-        values[key] = _to_keras(key, value)
+        values[key] = to_keras(key, value)
     return values
 
 
@@ -116,8 +123,12 @@ def assign_mit_weights(model, values):
         ValueError: If tensors are missing, unknown or of another shape. The message
             lists them.
     """
-    wanted = dict(_weights_and_biases(_layers_of_mit(model)))
-    assign_tensors(model, wanted, values)
+    assign_tensors(model, mit_variables(model), values)
+
+
+def mit_variables(model):
+    """Return a dict of the variables of a MiT of this package by their names here."""
+    return dict(_weights_and_biases(_layers_of_mit(model)))
 
 
 def _split(tensors, joint, letters):
@@ -134,10 +145,10 @@ def _split(tensors, joint, letters):
     return parts
 
 
-def _to_keras(name, value):
+def to_keras(name, value):
     """Return a PyTorch tensor as an array with its axes in Keras' order."""
     value = np.asarray(value, "float32")
-    if ".mlp.fc" in name and value.shape[2:] == (1, 1):
+    if value.shape[2:] == (1, 1):
         value = value[..., 0, 0]  # a 1 x 1 convolution in place of a linear layer
     if value.ndim == 2:
         return value.T  # linear: (out, in) -> (in, out)
@@ -150,11 +161,14 @@ def _to_keras(name, value):
 
 def _values_of_keras_hub(model):
     """Read the weights of a keras-hub MiTBackbone by their names here."""
-    layers = list(_layers_of_keras_hub(model))
+    # That of a whole SegFormer is a part of its backbone.
+    encoder = getattr(getattr(model, "backbone", model), "image_encoder", model)
+    layers = list(_layers_of_keras_hub(encoder))
     if not layers:
         raise ValueError(
-            "A model given as `weights` must be a MiTBackbone of keras-hub. Received: "
-            f"weights='{model.name}' of type {type(model).__name__}"
+            "A model given as `weights` must be a MiTBackbone or a SegFormer of "
+            f"keras-hub. Received: weights='{model.name}' of type "
+            f"{type(model).__name__}"
         )
     return {
         name: np.asarray(keras.ops.convert_to_numpy(variable), "float32")

@@ -1,7 +1,6 @@
 """Tensors from PyTorch's files, on disk or on the Hugging Face Hub."""
 
 import json
-import json
 import os
 import re
 import zipfile
@@ -13,8 +12,8 @@ from pathlib import Path
 FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
-# The largest backbone, ConvNeXt-XL, takes 1.6 GB in float32. A checkpoint of its training
-# holds two averages of the gradients too, and perhaps one of the weights.
+# The largest backbone, ConvNeXt-XL, takes 1.6 GB in float32. The checkpoint of a
+# training holds Adam's two averages too, and perhaps one of the weights.
 MAX_BYTES = 8 * 2**30
 # Of NVIDIA's repositories, those whose license is known to forbid commercial use.
 NON_COMMERCIAL = ("nvidia/mit-", "nvidia/segformer-")
@@ -89,39 +88,6 @@ def read_json(source, file):
     return content if isinstance(content, dict) else {}
 
 
-def read_config(source):
-    """Read the file config.json beside weights that `read_tensors` has read.
-
-    Args:
-        source: Path or name on the Hub, as in `read_tensors`.
-
-    Returns:
-        Dict of what the file holds; empty if there is no such file.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    path = Path(source)
-    if path.exists():
-        file = (path if path.is_dir() else path.parent) / "config.json"
-        if not file.is_file():
-            return {}
-    else:
-        name, revision = HUB_NAME.fullmatch(source).groups()
-        try:
-            file = _download(name, revision, ("config.json",))
-        except ValueError:  # The weights are here, and can be used without it.
-            return {}
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            "The file config.json beside the weights is damaged. Download it again, or "
-            f"put the weights into a folder of their own. Received: file={str(file)!r}"
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
 def assign_tensors(model, variables, values):
     """Assign arrays to the variables of the same names: all of them, or none.
 
@@ -182,7 +148,13 @@ def _locate(source):
             "that save_pretrained wrote, or the file itself. Received: "
             f"weights={str(source)!r}"
         )
-    return _download(source, FILES)
+    file = _download(source, FILES)
+    if source.startswith(NON_COMMERCIAL):
+        print(
+            f"NVIDIA licenses the weights of {source} for research and evaluation "
+            "only, not for commercial use."
+        )
+    return file
 
 
 def _download(source, files, required=True):

@@ -13,6 +13,14 @@ from keras_segadapter.models.adapted import (
     AdaptMiTB4,
     AdaptMiTB5,
 )
+from keras_segadapter.models.segformer import (
+    SegFormerB0,
+    SegFormerB1,
+    SegFormerB2,
+    SegFormerB3,
+    SegFormerB4,
+    SegFormerB5,
+)
 
 __all__ = [
     "AdaptConvNeXtBase",
@@ -26,4 +34,10 @@ __all__ = [
     "AdaptMiTB3",
     "AdaptMiTB4",
     "AdaptMiTB5",
+    "SegFormerB0",
+    "SegFormerB1",
+    "SegFormerB2",
+    "SegFormerB3",
+    "SegFormerB4",
+    "SegFormerB5",
 ]

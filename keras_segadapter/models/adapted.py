@@ -1,6 +1,12 @@
 """The paper's models: a backbone with adapters in its path and an MLP head."""
 
-from keras_segadapter.backbones.convnext import convnext
+from keras_segadapter.backbones.convnext import (
+    ConvNeXtBase,
+    ConvNeXtLarge,
+    ConvNeXtSmall,
+    ConvNeXtTiny,
+    ConvNeXtXLarge,
+)
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.segmenter import build_segmenter
@@ -157,8 +163,7 @@ def AdaptConvNeXtTiny(
 ):
     """Build Adapt-ConvNeXt-T: ConvNeXt-T with adapters in its path and an MLP head.
 
-    It has 35.5 M parameters with 150 classes and takes RGB images in 0..255. The
-    backbone is that of keras.applications with stochastic depth added.
+    It has 35.5 M parameters with 150 classes and takes RGB images in 0..255.
     AdaptConvNeXtSmall, Base, Large and XLarge have the same arguments.
 
     On ADE20K the settings published with the paper differ from these defaults:
@@ -168,10 +173,10 @@ def AdaptConvNeXtTiny(
     Args:
         num_classes: Integer of at least 2 (two classes are binary). Number of classes
             K.
-        weights: Weights of the backbone, as in keras.applications: None for random
-            ones, "imagenet", or the path of a weights file. Those of "imagenet" for
-            Base, Large and XLarge were trained on ImageNet-21k first, unlike the
-            paper's. Adapters and head start at random. Defaults to `None`.
+        weights: Weights of the backbone, as in `ConvNeXtTiny`: None for random ones,
+            "imagenet" for those of keras.applications, or another checkpoint. Those of
+            "imagenet" for Base, Large and XLarge were trained on ImageNet-22k first,
+            unlike the paper's. Adapters and head start at random. Defaults to `None`.
         input_shape: Tuple `(height, width, channels)`, with None for an open height or
             width. Defaults to `(None, None, 3)`.
         adapters: True for the paper's adapters, False for the same model without them,
@@ -184,7 +189,7 @@ def AdaptConvNeXtTiny(
             `"convnext_tiny_mlp"` for the baseline.
 
     Returns:
-        A `Segmenter`; its `backbone` is the ConvNeXt.
+        A `Segmenter`; its `backbone` is a `ConvNeXtTiny`.
 
     Raises:
         TypeError: If `adapters` is of the wrong kind.
@@ -203,8 +208,9 @@ def AdaptConvNeXtTiny(
     Source: paper, sections 3 to 5.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    backbone = convnext("Tiny", weights, input_shape, drop_path)
-    return _segmenter(backbone, head, adapters, name)
+    return _segmenter(
+        ConvNeXtTiny(weights, input_shape, drop_path), head, adapters, name
+    )
 
 
 def AdaptConvNeXtSmall(
@@ -221,8 +227,9 @@ def AdaptConvNeXtSmall(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    backbone = convnext("Small", weights, input_shape, drop_path)
-    return _segmenter(backbone, head, adapters, name)
+    return _segmenter(
+        ConvNeXtSmall(weights, input_shape, drop_path), head, adapters, name
+    )
 
 
 def AdaptConvNeXtBase(
@@ -239,8 +246,9 @@ def AdaptConvNeXtBase(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    backbone = convnext("Base", weights, input_shape, drop_path)
-    return _segmenter(backbone, head, adapters, name)
+    return _segmenter(
+        ConvNeXtBase(weights, input_shape, drop_path), head, adapters, name
+    )
 
 
 def AdaptConvNeXtLarge(
@@ -257,8 +265,9 @@ def AdaptConvNeXtLarge(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    backbone = convnext("Large", weights, input_shape, drop_path)
-    return _segmenter(backbone, head, adapters, name)
+    return _segmenter(
+        ConvNeXtLarge(weights, input_shape, drop_path), head, adapters, name
+    )
 
 
 def AdaptConvNeXtXLarge(
@@ -275,8 +284,9 @@ def AdaptConvNeXtXLarge(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    backbone = convnext("XLarge", weights, input_shape, drop_path)
-    return _segmenter(backbone, head, adapters, name)
+    return _segmenter(
+        ConvNeXtXLarge(weights, input_shape, drop_path), head, adapters, name
+    )
 
 
 def _segmenter(backbone, head, adapters, name):
