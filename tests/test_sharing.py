@@ -274,6 +274,13 @@ def test_a_file_without_an_origin_loads(tiny_backbone):
     assert ksa.Segmenter.from_config(config).weights_origin is None
 
 
+def test_a_new_model_on_a_loaded_backbone_has_its_origin(tiny_backbone):
+    model = shared_model(tiny_backbone((4,)))
+    loaded = ksa.Segmenter.from_config(model.get_config())
+    other = ksa.build_segmenter(loaded.backbone, 5)
+    assert other.weights_origin == "nvidia/mit-b0@main"
+
+
 @pytest.mark.parametrize("origin", [3, Path("a"), b"a"], ids=repr)
 def test_an_origin_that_is_no_string_raises(tiny_backbone, origin):
     with pytest.raises(TypeError, match=r"must be a string.*Received: weights_origin="):

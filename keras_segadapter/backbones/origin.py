@@ -24,9 +24,11 @@ def name_origin(weights):
 def resolve_origin(origin, backbone):
     """Return the origin of a model's weights: as given, or that of its backbone.
 
+    The backbone keeps it in an attribute, for the next model that is built on it.
+
     Args:
-        origin: String, or None for that of the backbone.
-        backbone: Model whose builder may have set an attribute `weights_origin`.
+        origin: String, or None for the attribute `weights_origin` of the backbone.
+        backbone: Model, with or without this attribute.
 
     Raises:
         TypeError: If `origin` is neither a string nor None.
@@ -38,4 +40,5 @@ def resolve_origin(origin, backbone):
             "`weights_origin` must be a string, such as 'nvidia/mit-b0', or None. "
             f"Received: weights_origin={origin!r} of type {type(origin).__name__}"
         )
+    backbone.weights_origin = origin
     return origin
