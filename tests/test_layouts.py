@@ -171,7 +171,14 @@ def test_names_and_colors(labels, count):
     assert labels.num_classes == len(set(labels.class_names)) == count
     assert all(name == name.strip() and "\n" not in name for name in labels.class_names)
     assert labels.colors.dtype == "uint8"
-    assert len(np.unique(labels.colors, axis=0)) == count
+    # The published colors of ADE20K's road and skyscraper are the same.
+    assert len(np.unique(labels.colors, axis=0)) == count - (labels is ADE20K)
+
+
+def test_ade20k_colors():
+    expected = {"wall": (120, 120, 120), "person": (150, 5, 61), "flag": (92, 0, 255)}
+    for name, color in expected.items():
+        assert tuple(ADE20K.colors[ADE20K.class_names.index(name)]) == color
 
 
 def test_ade20k_ids():

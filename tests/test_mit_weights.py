@@ -448,7 +448,9 @@ def test_wrong_sources_raise(tmp_path):
         words = re.escape(f"Received: weights={value!r} of type {type(value).__name__}")
         with pytest.raises(TypeError, match=words):
             ksa.MiTB0(weights=value)
-    with pytest.raises(ValueError, match=r"MiTBackbone of keras-hub.*='other'"):
+    with pytest.raises(
+        ValueError, match=r"MiTBackbone or a SegFormer of keras-hub.*='other'"
+    ):
         ksa.MiTB0(weights=keras.Sequential([keras.Input((3,))], name="other"))
 
 
