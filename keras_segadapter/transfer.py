@@ -25,7 +25,7 @@ _LISTED = 10  # names of classes in one message
 def add_adapters(model, adapters=True, *, scale_init=0.0, aux="auto", name=None):
     """Put adapters into a segmenter that was trained without them.
 
-    The new model has the layers of the old one, weights included: backbone, head,
+    The new model has the layers of the old one, weights included: backbone, neck, head,
     preprocessing and an auxiliary layer are shared and not copied, so training one
     model changes the other. With `scale_init=0` it starts with the old model's logits
     exactly. In its first step the adapters then learn `mu` and, from the auxiliary
@@ -113,8 +113,8 @@ def change_classes(model, class_names, colors=None, *, name=None):
     reads the adapters' scores. A new class starts at random there. All other weights
     are kept. A line is printed that says which classes were carried over.
 
-    Backbone and preprocessing are shared with `model` and not copied, so training the
-    new model changes the backbone of both, unless it is frozen. Head, adapters and an
+    Backbone, neck and preprocessing are shared with `model` and not copied, so training
+    the new model changes them in both, unless they are frozen. Head, adapters and an
     auxiliary layer are new layers: they are built from their configs, which must have
     `num_classes`.
 
@@ -171,9 +171,9 @@ def change_classes(model, class_names, colors=None, *, name=None):
         other = _with_classes(model, num_classes + 1)
     for layers in zip(*map(_scorers, (model, new, other)), strict=True):
         _carry_over(*layers, rows)
-    carried = names and [names[row] for row in rows]
-    fresh = names and [name for name in names if name not in carried]
-    left = [name for name in model.class_names or () if name not in (carried or ())]
+    carried = [names[row] for row in rows]
+    fresh = [name for name in names or () if name not in carried]
+    left = [name for name in model.class_names or () if name not in carried]
     print(
         f"Classes carried over with their weights: {_listed(carried)}. New classes: "
         f"{_listed(fresh) if names else num_classes}. Classes left out: "
