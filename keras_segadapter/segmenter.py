@@ -22,6 +22,7 @@ from keras_segadapter.graph.splice import (
     free_name,
     layer_names,
     neck_divisor,
+    note_coarse_stages,
     resolve_adapters,
     run_neck,
     splice_adapters,
@@ -194,6 +195,8 @@ class Segmenter(keras.Model):
         functional = as_functional(backbone)
         check_backbone(functional)
         stages, divisor = resolve_taps(functional, taps)
+        if taps is None and neck is None:
+            note_coarse_stages(functional, stages)
         taken = layer_names(functional)
         adapters = resolve_adapters(adapters, stages, num_classes, aux, taken)
         if head is None:

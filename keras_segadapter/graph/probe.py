@@ -51,6 +51,7 @@ class Graph:
         self._known = {id(probe): (self.size, (1, 1))}  # grid and strides, by tensor
         self.grids, self.strides = [], []
         for call in self.calls:
+            self._check_token_count(call)
             for tensor in call.outputs:  # a split has several
                 grid = self._grid(tensor.shape)
                 strides = grid and self._strides(call, tensor.shape, grid)
@@ -65,6 +66,38 @@ class Graph:
         read = {self.producer.get(id(t)) for call in self.calls for t in call.inputs}
         ends = {p for p in self.outputs if p is not None and p not in read}
         self.ends = {position for position in ends if self.grids[position]}
+
+    def _check_token_count(self, call):
+        """Validate that a layer tells how many tokens it makes of an image or map.
+
+        Raises:
+            ValueError: If it tells another number, as keras-hub's DINOv3 does (0.32)
+                for images that are not square.
+        """
+        from_map = call.is_tokens and any(len(t.shape) == 4 for t in call.inputs)
+        if not from_map or not isinstance(call.operation, keras.Layer):
+            return
+
+        def single(value):
+            symbolic = isinstance(value, keras.KerasTensor)
+            shape = (1, *value.shape[1:]) if symbolic else ()
+            return keras.KerasTensor(shape, value.dtype) if symbolic else value
+
+        args, kwargs = keras.tree.map_structure(single, (call.args, call.kwargs))
+        try:  # by `call`, where the layer's own method asks `compute_output_shape`
+            made = keras.Operation.compute_output_spec(call.operation, *args, **kwargs)
+        except Exception:  # of any kind: a foreign `call` that needs real tensors
+            return
+        told, count = call.shape[1], made.shape[1]
+        if None not in (told, count) and told != count:
+            raise ValueError(
+                "The compute_output_shape of a layer must tell how many tokens it "
+                "makes. That of keras-hub's DINOv3 is right for square images only: "
+                "build it with a square image_shape, to which `segment` resizes. "
+                f"Received: backbone='{self.name}' with the layer "
+                f"'{call.operation.name}', which makes {count} tokens of an image of "
+                f"{self.size[0]} x {self.size[1]} pixels and tells {told}"
+            )
 
     def _grid(self, shape):
         if None in shape[1:]:

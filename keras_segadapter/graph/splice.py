@@ -149,6 +149,19 @@ def splice_adapters(backbone, image, stages, adapters):
     return {name: [maps[i] for i in sorted(maps)] for name, maps in found.items()}
 
 
+def note_coarse_stages(backbone, stages):
+    """Print a line if all stages of a backbone have one coarse resolution."""
+    (stride, *others), count = sorted({s.stride for s in stages}), len(stages)
+    if others or stride <= 8 or count > 4:
+        return
+    factors = "" if count == 4 else [4, 2, 1][:count]
+    print(
+        f"All stages of the backbone '{backbone.name}' have stride {stride}, at which "
+        "masks are coarse. For finer ones pass a neck, as in "
+        f"neck=keras_segadapter.SimpleFeaturePyramid({factors})."
+    )
+
+
 def run_neck(neck, backbone, stages, features):
     """Run the neck on the features of all stages.
 
