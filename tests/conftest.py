@@ -75,3 +75,23 @@ def channels_first():
     keras.config.set_image_data_format("channels_first")
     yield
     keras.config.set_image_data_format("channels_last")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Return a function that serves files as the Hub does and lists the requests."""
+    package = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def serve(files):
+        def download(name, file, revision):
+            asked.append((f"{name}@{revision}" if revision else name, file))
+            served = files.get(file, package.errors.EntryNotFoundError(file))
+            if isinstance(served, Exception):
+                raise served
+            return str(served)
+
+        monkeypatch.setattr(package, "hf_hub_download", download)
+        return asked
+
+    return serve

@@ -162,6 +162,30 @@ def as_transformers(state, prefix="segformer.encoder."):
     return tensors
 
 
+def as_transformers_5(state, prefix="segformer."):
+    """Return the same tensors with the names that transformers has since version 5."""
+    words = {
+        "attention.self.query": "attention.q_proj",
+        "attention.self.key": "attention.k_proj",
+        "attention.self.value": "attention.v_proj",
+        "attention.self.sr": "attention.sequence_reduction.sequence_reduction",
+        "attention.self.layer_norm": "attention.sequence_reduction.layer_norm",
+        "attention.output.dense": "attention.o_proj",
+        "mlp.dense": "mlp.fc",
+        "layer_norm_1": "layernorm_before",
+        "layer_norm_2": "layernorm_after",
+    }
+    tensors = {}
+    for key, value in as_transformers(state, "").items():
+        part, stage, rest = key.split(".", 2)
+        part = {"block": "blocks"}.get(part, part)
+        key = f"{prefix}stages.{stage}.{part}.{rest}"
+        for old, new in words.items():
+            key = key.replace(old, new)
+        tensors[key] = value
+    return tensors
+
+
 @pytest.mark.integration
 def test_equals_openmmlabs_encoder(openmmlab, save, mit):
     torch = pytest.importorskip("torch")
@@ -187,6 +211,10 @@ def test_every_layout_holds_the_same_weights(openmmlab, save, mit):
     parameters = {k: torch.nn.Parameter(v) for k, v in as_nvlabs(state).items()}
     head = {"head.weight": torch.zeros(1000, 256), "head.bias": torch.zeros(1000)}
     classifier = {"classifier.weight": torch.zeros(1000, 256)}
+    smp = {
+        "decoder.fuse_stage.0.weight": torch.zeros(2, 3, 1, 1),
+        "segmentation_head.0.bias": torch.zeros(2),
+    }
     for layout in (
         {"state_dict": segmenter, "meta": {"epoch": 3, "CLASSES": ("wall", "sky")}},
         as_nvlabs(state) | head,
@@ -194,6 +222,9 @@ def test_every_layout_holds_the_same_weights(openmmlab, save, mit):
         as_transformers(state) | heads,
         as_transformers(state, "encoder.") | {"iteration": 9},
         as_transformers(state) | classifier,
+        as_transformers_5(state) | heads,
+        as_transformers_5(state, ""),
+        {f"encoder.{key}": value for key, value in as_nvlabs(state).items()} | smp,
     ):
         values = read_mit_weights(save(layout))
         assert values.keys() == expected.keys()
@@ -229,26 +260,6 @@ def test_half_precision_becomes_float32(openmmlab, save, dtype, tmp_path):
         for name, value in values.items():
             assert value.dtype == "float32"
             np.testing.assert_allclose(value, expected[name], atol=0.01)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Return a function that serves files as the Hub does and lists the requests."""
-    package = pytest.importorskip("huggingface_hub")
-    asked = []
-
-    def serve(files):
-        def download(name, file, revision):
-            asked.append((f"{name}@{revision}" if revision else name, file))
-            served = files.get(file, package.errors.EntryNotFoundError(file))
-            if isinstance(served, Exception):
-                raise served
-            return str(served)
-
-        monkeypatch.setattr(package, "hf_hub_download", download)
-        return asked
-
-    return serve
 
 
 def test_imagenet_weights_come_from_the_hub(openmmlab, save, hub):
@@ -448,9 +459,8 @@ def test_wrong_sources_raise(tmp_path):
         words = re.escape(f"Received: weights={value!r} of type {type(value).__name__}")
         with pytest.raises(TypeError, match=words):
             ksa.MiTB0(weights=value)
-    with pytest.raises(
-        ValueError, match=r"MiTBackbone or a SegFormer of keras-hub.*='other'"
-    ):
+    words = r"MiTBackbone or a SegFormer of keras-hub.*='other'"
+    with pytest.raises(ValueError, match=words):
         ksa.MiTB0(weights=keras.Sequential([keras.Input((3,))], name="other"))
 
 
