@@ -85,13 +85,9 @@ def test_arguments_reach_the_backbone_and_the_head(tiny_backbone, monkeypatch, n
         calls.append(args)
         return tiny_backbone()
 
-    size = name.removeprefix("AdaptConvNeXt")
-    monkeypatch.setattr(
-        models, "convnext" if name in CONVNEXT else name.removeprefix("Adapt"), stand_in
-    )
+    monkeypatch.setattr(models, name.removeprefix("Adapt"), stand_in)
     model = build(name, 5, "imagenet", (64, 96, 3), True, 8, 0.3, "mine")
-    arguments = ("imagenet", (64, 96, 3), 0.3)
-    assert calls == [(size, *arguments) if name in CONVNEXT else arguments]
+    assert calls == [("imagenet", (64, 96, 3), 0.3)]
     assert (model.num_classes, model.name) == (5, "mine")
     assert model.get_layer("head").channels == 8
 
@@ -186,8 +182,8 @@ def test_a_frozen_backbone_stays_and_everything_else_moves(tiny_backbone, kind):
 def test_wrong_arguments_raise_before_weights_are_read(
     monkeypatch, name, arguments, message
 ):
-    backbone = "convnext" if name in CONVNEXT else name.removeprefix("Adapt")
-    monkeypatch.setattr(models, backbone, None)  # a call would be a TypeError
+    # A call would be a TypeError.
+    monkeypatch.setattr(models, name.removeprefix("Adapt"), None)
     with pytest.raises(ValueError, match=message):
         build(name, *arguments)
 

@@ -36,6 +36,7 @@ READING_ORDER = [
     "backbones.widening",
     "backbones.mit_weights",
     "backbones.mit",
+    "backbones.convnext_weights",
     "backbones.convnext",
     "backbones.preprocessing",
     "backbones",

@@ -208,9 +208,8 @@ def AdaptConvNeXtTiny(
     Source: paper, sections 3 to 5.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    return _segmenter(
-        ConvNeXtTiny(weights, input_shape, drop_path), head, adapters, name
-    )
+    backbone = ConvNeXtTiny(weights, input_shape, drop_path)
+    return _segmenter(backbone, head, adapters, name)
 
 
 def AdaptConvNeXtSmall(
@@ -227,9 +226,8 @@ def AdaptConvNeXtSmall(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    return _segmenter(
-        ConvNeXtSmall(weights, input_shape, drop_path), head, adapters, name
-    )
+    backbone = ConvNeXtSmall(weights, input_shape, drop_path)
+    return _segmenter(backbone, head, adapters, name)
 
 
 def AdaptConvNeXtBase(
@@ -246,9 +244,8 @@ def AdaptConvNeXtBase(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    return _segmenter(
-        ConvNeXtBase(weights, input_shape, drop_path), head, adapters, name
-    )
+    backbone = ConvNeXtBase(weights, input_shape, drop_path)
+    return _segmenter(backbone, head, adapters, name)
 
 
 def AdaptConvNeXtLarge(
@@ -265,9 +262,8 @@ def AdaptConvNeXtLarge(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    return _segmenter(
-        ConvNeXtLarge(weights, input_shape, drop_path), head, adapters, name
-    )
+    backbone = ConvNeXtLarge(weights, input_shape, drop_path)
+    return _segmenter(backbone, head, adapters, name)
 
 
 def AdaptConvNeXtXLarge(
@@ -284,9 +280,8 @@ def AdaptConvNeXtXLarge(
     Example: see `AdaptConvNeXtTiny`.
     """
     head = MLPHead(num_classes, head_channels, name="head")
-    return _segmenter(
-        ConvNeXtXLarge(weights, input_shape, drop_path), head, adapters, name
-    )
+    backbone = ConvNeXtXLarge(weights, input_shape, drop_path)
+    return _segmenter(backbone, head, adapters, name)
 
 
 def _segmenter(backbone, head, adapters, name):

@@ -53,8 +53,8 @@ def paper_optimizer(
             the factor of the role. An expression is searched for in the name of the
             layer and in the path of the weight. Defaults to `None`.
         warmup_steps: Integer. Batches until the highest rate. Defaults to `1500`.
-        layer_decay: Number in (0, 1), for a ConvNeXt of `keras.applications` only.
-            Factor on the rate from one stage to the one before. Defaults to `None`.
+        layer_decay: Number in (0, 1), for a ConvNeXt only. Factor on the rate from one
+            stage to the one before. Defaults to `None`.
         **kwargs: Options of `keras.optimizers.Adam` for each group: betas, epsilon,
             clipping, moving averages, accumulation of gradients. With `global_clipnorm`
             each group is clipped by the norm of its gradients. With
@@ -159,8 +159,8 @@ def _stage_decay(model, layer_decay):
             stage_of[id(layer)] = 0
     if set(stage_of.values()) != {0, 1, 2, 3, 4}:
         raise ValueError(
-            "`layer_decay` needs a ConvNeXt of keras.applications, whose layers are "
-            "named '..._stem', '..._stage_0_block_0_...' and so on. For other "
+            "`layer_decay` needs a ConvNeXt of this package or of keras.applications, "
+            "whose layers are named '..._stage_0_block_0_...' and so on. For other "
             "backbones pass factors by name as `multipliers`. Received: "
             f"layer_decay={layer_decay} for the backbone '{model.backbone.name}'"
         )
