@@ -29,6 +29,7 @@ from keras_segadapter.graph.splice import (
 )
 from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
 from keras_segadapter.inference.predict import as_array, check_input, label_images
+from keras_segadapter.inference.rows import label_dtype
 from keras_segadapter.inference.threads import (
     InferenceModel,
     KeepWeights,
@@ -486,8 +487,7 @@ class Segmenter(keras.Model):
     ):
         """Compute the losses of all outputs, each on the one mask."""
         watch = self._watch
-        if x is not None or y is None:  # In a loop of one's own there may be no images.
-            check_batch(x, y, watch.channels, watch.outputs, watch.with_loss)
+        check_batch(x, y, watch.channels, watch.outputs, watch.with_loss)
         y, sample_weight = map(self._for_each_output, (y, sample_weight))
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -648,7 +648,7 @@ class Segmenter(keras.Model):
             return model
         logits = keras.Input(model.output.shape[1:])
         ids = keras.ops.argmax(logits, axis=-1)  # (B, H, W)
-        ids = keras.ops.cast(ids, "uint8" if self.num_classes <= 256 else "int32")
+        ids = keras.ops.cast(ids, label_dtype(self.num_classes))
         # A model of its own: operations without a name are counted from "argmax" in
         # each process, and would clash beside those of a graph from a file.
         ids = keras.Model(logits, ids, name="labels")(model.output)

@@ -258,7 +258,7 @@ def check_batch(images, masks, channels, outputs, with_loss):
     """Validate that images have their masks, as far as shapes are known.
 
     Args:
-        images: Batch of images.
+        images: Batch of images, or None in a custom training loop without them.
         masks: Batch of masks, or a dict of them by output.
         channels: Integer. Channels C that the model takes.
         outputs: Names of the outputs of the model.
@@ -268,7 +268,7 @@ def check_batch(images, masks, channels, outputs, with_loss):
         ValueError: If there are no masks, or of the wrong outputs or another size, to
             which losses would resize the scores; or if the images have other channels.
     """
-    if images is None or masks is None:
+    if masks is None:
         raise ValueError(
             "Training and evaluation take images and masks: fit(images, masks), or a "
             "dataset of pairs (images, masks). Received: "

@@ -33,6 +33,12 @@ def fit(x=IMAGES, y=MASKS, compiled=None, **options):
     model.fit(x, y, verbose=0, **options)
 
 
+def compute_loss(masks):
+    model = build()
+    model.compile()
+    model.compute_loss(y=masks, y_pred=model(IMAGES))
+
+
 def masks(*values):
     wrong = MASKS.copy()
     wrong[0, 0, : len(values)] = values
@@ -409,6 +415,11 @@ TABLE = {
     "no_masks": (lambda: fit(y=None), ValueError, "images without masks, y=None"),
     "x_none": (lambda: fit(x=None, y=None), ValueError, "Received: x=None"),
     "x_none_with_masks": (lambda: fit(x=None), ValueError, "Received: x=None"),
+    "loop_without_images": (
+        lambda: compute_loss({"logit": MASKS}),
+        ValueError,
+        r"a dict with an array for each of \['logits', 'aux'\].*keys \['logit'\]",
+    ),
     "list_of_images": (
         lambda: fit(x=list(IMAGES), y=list(MASKS)),
         TypeError,

@@ -18,10 +18,8 @@ from keras_segadapter.inference.exported import (
     fit_image,
     import_package,
 )
-from keras_segadapter.inference.predict import (
-    as_array,
-    check_input,
-)
+from keras_segadapter.inference.predict import as_array, check_input
+from keras_segadapter.inference.rows import label_dtype
 from keras_segadapter.validation import check_segmenter, check_size
 from keras_segadapter.version import __version__
 
@@ -210,8 +208,8 @@ def _plain_model(model, ending, labels):
     # TensorFlow 2.21 does not support JAX's top_k.
     logits = keras.Input(plain.output.shape[1:])
     _, ids = keras.ops.top_k(logits, 1)  # (B, H, W, 1)
-    dtype = "uint8" if model.num_classes <= 256 else "int32"
-    ids = keras.ops.cast(keras.ops.squeeze(ids, -1), dtype)  # (B, H, W)
+    ids = keras.ops.squeeze(ids, -1)  # (B, H, W)
+    ids = keras.ops.cast(ids, label_dtype(model.num_classes))
     ids = keras.Model(logits, ids, name="labels")(plain.output)
     return keras.Model(plain.input, ids)
 

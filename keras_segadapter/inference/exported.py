@@ -13,7 +13,7 @@ from PIL import Image
 from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.data.scenes import make_scenes
-from keras_segadapter.inference.rows import fit_images, resize
+from keras_segadapter.inference.rows import fit_images, label_dtype, resize
 from keras_segadapter.validation import check_images, check_segmenter
 
 # What LiteRT files and SavedModels keep, where other formats have metadata.
@@ -69,8 +69,8 @@ class ExportedModel:
             return output[:height, :width]
         if self.size:
             output = resize(output[None], (height, width))[0]
-        dtype = "uint8" if output.shape[-1] <= 256 else "int32"
-        return output[:height, :width].argmax(-1).astype(dtype)
+        labels = output[:height, :width].argmax(-1)
+        return labels.astype(label_dtype(output.shape[-1]))
 
     def checked(self, images):
         """Return an image or a batch as an array, checked to fit the file."""

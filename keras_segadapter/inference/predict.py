@@ -9,6 +9,7 @@ from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.inference.rows import (
     has_fixed_size,
     image_rows,
+    label_dtype,
     resize,
     resized_rows,
 )
@@ -170,7 +171,7 @@ def predict_labels(model, image, *, tile=None, overlap=None):
     tile, overlap, *lengths = (
         _rounded_up(side, multiple) for side in (tile, overlap, height, width)
     )
-    labels = np.empty((height, width), _dtype_of_labels(model))
+    labels = np.empty((height, width), label_dtype(model.num_classes))
     rows, columns = (_tiles(length, tile, overlap) for length in lengths)
     for (seen_y, y), (seen_x, x) in itertools.product(rows, columns):
         found = label_images(model, image[None, seen_y, seen_x])[0]
@@ -188,7 +189,7 @@ def label_images(model, images):
     Returns:
         Class ids `(B, H, W)`; uint8 up to 256 classes, int32 beyond.
     """
-    labels = np.empty(images.shape[:3], _dtype_of_labels(model))
+    labels = np.empty(images.shape[:3], label_dtype(model.num_classes))
     for start in range(0, len(images), BATCH):
         logits = image_rows(model, images[start : start + BATCH])
         for ids, rows in zip(labels[start : start + BATCH], logits, strict=True):
@@ -277,10 +278,6 @@ def checked_image(model, image, caller):
         )
     check_input(model, image)
     return image
-
-
-def _dtype_of_labels(model):
-    return "uint8" if model.num_classes <= 256 else "int32"
 
 
 def _size(model, size, short_side, scale):

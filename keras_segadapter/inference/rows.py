@@ -96,3 +96,8 @@ def _cells(length, new_length):
     positions = np.clip(positions, 0, length - 1)
     cells = positions.astype(int)
     return cells, (positions - cells).astype("float32")
+
+
+def label_dtype(num_classes):
+    """Return the dtype of the class ids that are predicted."""
+    return "uint8" if num_classes <= 256 else "int32"

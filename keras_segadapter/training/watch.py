@@ -188,7 +188,8 @@ def check_data(watch, x, y=None):
     images = _array(x, 1)
     if images is None and x is not None:
         return  # a source of batches
-    check_batch(images, y, watch.channels, watch.outputs, watch.with_loss)
+    masks = None if x is None else y
+    check_batch(images, masks, watch.channels, watch.outputs, watch.with_loss)
     _check_images(watch, x)
     shape = (len(_single(x)), *images.shape[1:])
     for masks in y.values() if isinstance(y, dict) else [y]:
