@@ -30,7 +30,8 @@ def stage_positions(graph):
     if len(levels) == 1 and graph.calls[levels[0][0]].is_tokens:
         return _spread(graph, levels[0])
     makers = _makers(graph)
-    return [_block_output(graph, makers, level) for level in levels]
+    ends = [_block_output(graph, makers, level) for level in levels]
+    return _without_the_classifiers_norm(graph, ends)
 
 
 def _outputs(graph):
@@ -150,6 +151,19 @@ def _block_output(graph, makers, level):
     # transition. A convolution behind a concatenation joins its branches (CSPNet).
     begins = _adds if kernels(later[0].operation) else _is_join
     return before if begins(made_before) else end
+
+
+def _without_the_classifiers_norm(graph, ends):
+    """Return the ends, the last one in front of a layer norm that the others lack.
+
+    Where the stage before it ends in a sum, the norm is a classifier's (ConvNeXt).
+    """
+    calls = [graph.calls[end] for end in ends[-2:]]
+    if len(ends) > 1 and isinstance(calls[1].operation, layers.LayerNormalization):
+        before = graph.producer.get(id(calls[1].inputs[0]))
+        if before in graph.points and _adds(graph.calls[before]) and _adds(calls[0]):
+            return [*ends[:-1], before]
+    return ends
 
 
 def _closes(graph, position, makers):
