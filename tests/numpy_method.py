@@ -101,6 +101,15 @@ def patch_convolution(layer, x):
     return np.einsum("bhiwjc,ijcf->bhwf", x, array(layer.kernel)) + array(layer.bias)
 
 
+def patch_transposed_convolution(layer, x):
+    """Make a patch of each pixel: strides of the kernel's size."""
+    kernel = array(layer.kernel)  # (k, l, filters, C)
+    rows, columns, filters, _ = kernel.shape
+    batch, height, width, _ = x.shape
+    patches = np.einsum("bhwc,ijfc->bhiwjf", x, kernel) + array(layer.bias)
+    return patches.reshape(batch, rows * height, columns * width, filters)
+
+
 def layer_norm(layer, x):
     x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.epsilon)
@@ -165,6 +174,25 @@ def segformer_head(layer, stages):
         for x, dense in zip(stages, layer.linears, strict=True)
     )
     return linear(layer.classifier, np.maximum(batch_norm(layer.norm, fused), 0))
+
+
+def simple_feature_pyramid(layer, taps):
+    """Enlarge maps by transposed convolutions, or take the largest of each square."""
+    pyramid = []
+    for factor, branch, x in zip(
+        layer.scale_factors, layer.branches, taps, strict=True
+    ):
+        for index in range(round(math.log2(factor))):
+            if index:
+                x = gelu(layer_norm(branch.norms[index - 1], x))
+            x = patch_transposed_convolution(branch.deconvolutions[index], x)
+        side = max(1, round(1 / factor))
+        batch, height, width, channels = x.shape
+        below = ((0, 0), (0, -height % side), (0, -width % side), (0, 0))
+        x = np.pad(x, below, constant_values=-np.inf)
+        x = x.reshape(batch, x.shape[1] // side, side, -1, side, channels)
+        pyramid.append(x.max((2, 4)))
+    return pyramid
 
 
 def efficient_self_attention(layer, x):

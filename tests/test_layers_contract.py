@@ -14,16 +14,23 @@ from numpy_method import (
     mix_ffn,
     mlp_head,
     patch_convolution,
+    patch_transposed_convolution,
     resize_like,
     seg_adapter,
     seg_attention,
     segformer_head,
+    simple_feature_pyramid,
     tokens_to_map,
 )
 
 import keras_segadapter as ksa
 from keras_segadapter.backbones.mit import EfficientSelfAttention, MixFFN
-from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
+from keras_segadapter.layers.native import (
+    Dense,
+    DepthwiseConv2D,
+    PatchConv2D,
+    PatchConv2DTranspose,
+)
 
 
 def one_map(height, width):
@@ -32,6 +39,10 @@ def one_map(height, width):
 
 def two_stages(height, width):
     return [(2, height, width, 3), (2, -(-height // 2), -(-width // 2), 4)]
+
+
+def four_taps(height, width):
+    return [(2, height, width, 6)] * 4
 
 
 def map_and_reference(height, width):
@@ -61,6 +72,10 @@ def head_scores(layer, *stages):
 
 def segformer_scores(layer, *stages):
     return segformer_head(layer, stages)
+
+
+def feature_pyramid(layer, *taps):
+    return simple_feature_pyramid(layer, taps)
 
 
 def row(cls, shapes, equation, name=None, **arguments):
@@ -97,6 +112,12 @@ LAYERS = [
         channels=8,
         dropout=0.3,
     ),
+    row(
+        ksa.SimpleFeaturePyramid,
+        four_taps,
+        feature_pyramid,
+        scale_factors=[4, 2, 1, 0.5],
+    ),
     row(ksa.ResizeLike, map_and_reference, resize_like),
     row(ksa.TokensToMap, tokens_and_grid, tokens_to_map),
     row(
@@ -123,6 +144,14 @@ LAYERS = [
         kernel_size=(2, 2),
         strides=(2, 2),
     ),
+    row(
+        PatchConv2DTranspose,
+        one_map,
+        patch_transposed_convolution,
+        filters=4,
+        kernel_size=(2, 3),
+        strides=(2, 3),
+    ),
     row(Dense, one_map, linear, units=5),
 ]
 
@@ -140,10 +169,11 @@ OF_MAPS = {
     ksa.SegAdapter: {"num_classes": 3},
     ksa.MLPHead: {"num_classes": 3},
     ksa.SegFormerHead: {"num_classes": 3},
+    ksa.SimpleFeaturePyramid: {"scale_factors": [2, 1]},
     EfficientSelfAttention: {"num_heads": 2},
     MixFFN: {},
 }
-HEADS = (ksa.MLPHead, ksa.SegFormerHead)  # of a list of maps
+OF_LISTS = (ksa.MLPHead, ksa.SegFormerHead, ksa.SimpleFeaturePyramid)
 
 
 @pytest.mark.parametrize("cls", OF_MAPS)
@@ -155,14 +185,14 @@ def test_inputs_that_are_no_feature_maps_raise(cls, shape):
     layer, x = cls(**OF_MAPS[cls], name="odd"), keras.Input(shape)
     words = f"{cls.__name__} 'odd' takes feature maps .* Received: input_shape="
     with pytest.raises(ValueError, match=words):
-        layer([keras.Input((8, 8, 4)), x] if cls in HEADS else x)
+        layer([keras.Input((8, 8, 4)), x] if cls in OF_LISTS else x)
 
 
 @pytest.mark.parametrize("cls", OF_MAPS)
 def test_channels_first_raises(channels_first, cls):
     layer, x = cls(**OF_MAPS[cls]), maps(1, 4, 4, 4)
     with pytest.raises(ValueError, match=r"set_image_data_format.*channels_first"):
-        layer([x] if cls in HEADS else x)
+        layer([x] if cls in OF_LISTS else x)
 
 
 WRONG_ARGUMENTS = [
@@ -196,6 +226,12 @@ WRONG_ARGUMENTS = [
     (ksa.SegFormerHead, "num_classes", 1, "at least 2"),
     (ksa.SegFormerHead, "channels", 0, "an integer of at least 1"),
     (ksa.SegFormerHead, "dropout", 1.0, "a finite number of at least 0 and below 1"),
+    (ksa.SimpleFeaturePyramid, "scale_factors", 4, "a list of powers of two"),
+    (ksa.SimpleFeaturePyramid, "scale_factors", [], "a list of powers of two"),
+    (ksa.SimpleFeaturePyramid, "scale_factors", [4, 3], "a list of powers of two"),
+    (ksa.SimpleFeaturePyramid, "scale_factors", [-2], "a list of powers of two"),
+    (ksa.SimpleFeaturePyramid, "scale_factors", [True], "a list of powers of two"),
+    (ksa.SimpleFeaturePyramid, "scale_factors", [math.nan], "a list of powers of two"),
     (EfficientSelfAttention, "num_heads", 0, "an integer of at least 1"),
     (EfficientSelfAttention, "reduction", 1.0, "an integer of at least 1"),
     (MixFFN, "ratio", 0, "an integer of at least 1"),
