@@ -189,7 +189,7 @@ def test_arguments_reach_the_backbone_and_the_head(tiny_backbone, monkeypatch, n
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [*zip(NAMES, [3.5, 13.5, 25.1, 44.9, 61.7, 82.3], strict=True)],
+    [*zip(NAMES, [3.5, 13.5, 25.1, 45.0, 61.7, 82.3], strict=True)],
 )
 def test_parameters_of_the_docstrings(name, millions):
     assert round(getattr(ksa, name)(150).count_params() / 1e6, 1) == millions
@@ -389,7 +389,9 @@ def test_equals_keras_hubs_segformer():
             variable.assign(keras.ops.convert_to_numpy(variable) + noise)
     model = ksa.SegFormerB0(weights=reference)
     images = rng.integers(0, 256, (1, 64, 64, 3)).astype("float32")
-    expected = keras.ops.convert_to_numpy(reference(model.preprocessing(images)))
+    pixels = model.preprocessing(images)
+    # Keras' Resizing layer would put batch norm into training mode.
+    expected = keras.ops.convert_to_numpy(reference(pixels, training=False))
     logits = keras.ops.convert_to_numpy(model.for_inference()(images))
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
     ksa.MiTB0(weights=reference)  # the encoder of a whole model

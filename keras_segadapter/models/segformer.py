@@ -136,7 +136,7 @@ def SegFormerB3(
     drop_path=0.1,
     name=None,
 ):
-    """Build SegFormer-B3, with 44.9 M parameters for 150 classes.
+    """Build SegFormer-B3, with 45.0 M parameters for 150 classes.
 
     Example: see `SegFormerB0`.
     """
