@@ -34,6 +34,7 @@ from keras_segadapter.backbones import (
     MiTB5,
     widen_input,
 )
+from keras_segadapter.lora import enable_lora
 from keras_segadapter import data, visualization
 from keras_segadapter.losses import (
     MaskLoss,
@@ -140,6 +141,7 @@ __all__ = [
     "compare_exported",
     "cost_report",
     "data",
+    "enable_lora",
     "evaluate_images",
     "export_model",
     "find_stages",

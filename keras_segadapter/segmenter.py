@@ -38,6 +38,7 @@ from keras_segadapter.inference.threads import (
 )
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
+from keras_segadapter.lora import LoraState, lora_settings, restore_lora
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.resized import fit_loss
 from keras_segadapter.metrics import MeanIoU, fit_metric
@@ -231,18 +232,21 @@ class Segmenter(keras.Model):
             for key, scores in outputs.items()
         }
         super().__init__(image, outputs, name=name)
+        lora = lora_settings(functional)
         for layer in self.layers:
             if not layer.trainable:
                 # Keras revives a frozen layer of another package with inner layers that
                 # are not frozen, and hands down nothing but a change.
                 layer.trainable = True
                 layer.trainable = False
+        restore_lora(functional, lora)  # which learns in frozen layers
 
         # Config
         if dtype is not None:
             self.dtype_policy = dtype
         # Kept from Keras, which would count what is behind the last tap as a part.
         object.__setattr__(self, "backbone", backbone)
+        object.__setattr__(self, "lora_state", LoraState(functional))
         self.num_classes = num_classes
         self.stages = stages
         self.size_divisor = divisor
@@ -673,6 +677,7 @@ class Segmenter(keras.Model):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
+        lora = lora_settings(self.backbone)
         return {
             "backbone": serialize(self.backbone),
             "num_classes": self.num_classes,
@@ -687,10 +692,13 @@ class Segmenter(keras.Model):
             "weights_origin": self.weights_origin,
             "name": self.name,
             "dtype": serialize(self.dtype_policy),
+            **({"lora": lora} if lora else {}),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        config = {**config}
+        lora = config.pop("lora", {})
         check_config(cls, config)
         for stage in config.get("taps") or ():
             check_config(Stage, stage)
@@ -715,7 +723,9 @@ class Segmenter(keras.Model):
             ) from None
         if config.get("taps"):
             revived["taps"] = [Stage(**stage) for stage in config["taps"]]
-        return cls(**revived)
+        model = cls(**revived)
+        restore_lora(model.backbone, lora)
+        return model
 
 
 def build_segmenter(backbone, num_classes, **options):

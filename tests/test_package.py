@@ -40,6 +40,7 @@ READING_ORDER = [
     "backbones.convnext",
     "backbones.preprocessing",
     "backbones",
+    "lora",
     "visualization",
     "data.scenes",
     "data.disk",

@@ -20,6 +20,7 @@ from keras_segadapter.inference.exported import (
 )
 from keras_segadapter.inference.predict import as_array, check_input
 from keras_segadapter.inference.rows import label_dtype
+from keras_segadapter.lora import lora_merged
 from keras_segadapter.validation import check_segmenter, check_size
 from keras_segadapter.version import __version__
 
@@ -115,10 +116,9 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
         "class_names": model.class_names,
         "colors": None if model.colors is None else model.colors.tolist(),
     }
-    if path.suffix in (".onnx", ".xml"):
-        _write_onnx(plain, spec, path, images, facts)
-    else:
-        _write_with_keras(plain, spec, path, images, facts)
+    write = _write_onnx if path.suffix in (".onnx", ".xml") else _write_with_keras
+    with lora_merged(plain):
+        write(plain, spec, path, images, facts)
     return path
 
 

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from keras_segadapter.layers.native import compile_on_jax, on_jax
+from keras_segadapter.lora import lora_merged
 
 # Copies of the weights that a trainer has, by the ids of their variables.
 _copies = {}
@@ -50,6 +51,11 @@ class InferenceModel(keras.Model):
         """Predict batches; arguments as in `keras.Model.predict`."""
         with weights_kept(self):
             return super().predict(*args, **kwargs)
+
+    def export(self, *args, **kwargs):
+        """Export the model, with LoRA merged; arguments as in Keras."""
+        with lora_merged(self):
+            return super().export(*args, **kwargs)
 
     def _predict(self, x):
         variables = self.variables
