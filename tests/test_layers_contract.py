@@ -24,6 +24,7 @@ from numpy_method import (
 )
 
 import keras_segadapter as ksa
+from keras_segadapter.backbones.convnext import LayerScale
 from keras_segadapter.backbones.mit import EfficientSelfAttention, MixFFN
 from keras_segadapter.layers.native import (
     Dense,
@@ -72,6 +73,10 @@ def head_scores(layer, *stages):
 
 def segformer_scores(layer, *stages):
     return segformer_head(layer, stages)
+
+
+def layer_scale(layer, features):
+    return features.astype("float64") * keras.ops.convert_to_numpy(layer.gamma)
 
 
 def feature_pyramid(layer, *taps):
@@ -153,6 +158,7 @@ LAYERS = [
         strides=(2, 3),
     ),
     row(Dense, one_map, linear, units=5),
+    row(LayerScale, one_map, layer_scale, init_value=0.5),
 ]
 
 

@@ -97,14 +97,16 @@ def _add_train(add):
         "--backbone",
         default="small",
         metavar="NAME",
-        help="small (default), to be trained from scratch; MiTB0 to MiTB5; a model of "
-        "keras.applications, such as MobileNetV3Small; or keras_hub:PRESET or "
+        help="small (default), to be trained from scratch; MiTB0 to MiTB5; "
+        "ConvNeXtAtto, Femto, Pico, Nano, Tiny, Small, Base, Large or XLarge; a model "
+        "of keras.applications, such as MobileNetV3Small; or keras_hub:PRESET or "
         "keras_cv:PRESET, where PRESET is a name or a folder",
     )
     add(
         "--weights",
         metavar="WEIGHTS",
-        help="weights of the backbone: imagenet (default), none, or a file",
+        help="weights of the backbone: imagenet (default), none, a file or, for MiT "
+        "and ConvNeXt, a name on the Hugging Face Hub",
     )
     add(
         "--no-adapters",
