@@ -157,6 +157,30 @@ def check_logits(model, reference, size):
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def as_openmmlab_head(state, rng):
+    """Return random tensors of OpenMMLab's head for a B0 and its encoder's tensors."""
+    torch = pytest.importorskip("torch")
+    widths = {f"convs.{i}": c for i, c in enumerate((32, 64, 160, 256))}
+    tensors = {k: v for k, v in as_nvlabs(state).items() if "decode_head" not in k}
+
+    def add(name, *shape):
+        values = (
+            rng.uniform(0.5, 1.5, shape)
+            if len(shape) == 1
+            else rng.normal(0, shape[1] ** -0.5, shape)
+        )
+        tensors[f"decode_head.{name}"] = torch.from_numpy(values.astype("float32"))
+
+    for name, width in (widths | {"fusion_conv": 64}).items():
+        add(f"{name}.conv.weight", 16, width, 1, 1)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            add(f"{name}.bn.{part}", 16)
+        tensors[f"decode_head.{name}.bn.num_batches_tracked"] = torch.tensor(7)
+    add("conv_seg.weight", K, 16, 1, 1)
+    add("conv_seg.bias", K)
+    return tensors
+
+
 # Contract
 
 
@@ -342,6 +366,37 @@ def test_segments_images_of_any_size(model):
     image = np.random.default_rng(0).integers(0, 256, (45, 70, 3), "uint8")
     labels = model.segment(image)
     assert labels.shape == (45, 70) and labels.max() < K
+
+
+def test_equals_openmmlabs_head(state, save):
+    torch = pytest.importorskip("torch")
+    nn = torch.nn.functional
+    tensors = as_openmmlab_head(state, np.random.default_rng(0))
+    model = ksa.SegFormerB0(weights=save({"state_dict": tensors}))
+
+    def block(name, x):
+        def get(part):
+            return tensors[f"decode_head.{name}.{part}"]
+
+        x = nn.conv2d(x, get("conv.weight"))
+        statistics = get("bn.running_mean"), get("bn.running_var")
+        x = nn.batch_norm(x, *statistics, get("bn.weight"), get("bn.bias"), eps=1e-5)
+        return nn.relu(x)
+
+    images = np.random.default_rng(1).integers(0, 256, (1, 40, 72, 3)).astype("float32")
+    stages = keras.Model(model.input, model.features["outputs"])(images)
+    hidden = []
+    for i, features in enumerate(stages):
+        features = keras.ops.convert_to_numpy(features).transpose(0, 3, 1, 2)
+        x = block(f"convs.{i}", torch.from_numpy(features.copy()))
+        hidden.append(nn.interpolate(x, (10, 18), mode="bilinear"))
+    x = block("fusion_conv", torch.cat(hidden, 1))
+    classifier = (
+        tensors[f"decode_head.conv_seg.{part}"] for part in ("weight", "bias")
+    )
+    expected = nn.conv2d(x, *classifier).numpy().transpose(0, 2, 3, 1)
+    difference = np.abs(logits_of(model, images) - expected).max()
+    assert difference < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.integration

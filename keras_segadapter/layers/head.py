@@ -29,6 +29,9 @@ class MLPHead(layers.Layer):
         channels: Integer of at least 1. Width C_d of the head. Defaults to `256`.
         dropout: Number in [0, 1). Rate at which whole channels are dropped before the
             classifier in training. Defaults to `0.1`.
+        activation: String or function. Activation behind each batch norm, as in
+            `keras.layers.Activation`. Defaults to `"gelu"`, the paper's. With `"relu"`
+            this is the SegformerHead of OpenMMLab's mmsegmentation.
         **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
@@ -54,11 +57,14 @@ class MLPHead(layers.Layer):
     ```
     """
 
-    def __init__(self, num_classes, channels=256, dropout=0.1, **kwargs):
+    def __init__(
+        self, num_classes, channels=256, dropout=0.1, activation="gelu", **kwargs
+    ):
         super().__init__(**kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.channels = check_integer("channels", channels)
         self.dropout = check_rate("dropout", dropout)
+        self.activation = keras.activations.get(activation)
         # Keras would leave the layers inside a frozen one trainable.
         inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.projection_norm = _norm(**inner)
@@ -96,14 +102,13 @@ class MLPHead(layers.Layer):
             zip(inputs, self.linears, self.norms, strict=True)
         ):
             hidden = norm(linear(features), training=training)  # (B, H_i, W_i, C_d)
-            hidden = keras.activations.gelu(hidden, approximate=False)
+            hidden = self.activation(hidden)
             projected = ops.matmul(hidden, ops.cast(weights[i], hidden.dtype))
             if i > 0:
                 resized = resize_bilinear(projected, height, width)
                 projected = ops.cast(resized, projected.dtype)
             fused = fused + projected  # (B, H_1, W_1, C_d)
-        fused = self.projection_norm(fused, training=training)
-        fused = keras.activations.gelu(fused, approximate=False)
+        fused = self.activation(self.projection_norm(fused, training=training))
         return self.classifier(self.drop(fused, training=training))  # (B, H_1, W_1, K)
 
     def compute_output_shape(self, input_shape):
@@ -115,6 +120,7 @@ class MLPHead(layers.Layer):
             num_classes=self.num_classes,
             channels=self.channels,
             dropout=self.dropout,
+            activation=keras.activations.serialize(self.activation),
         )
         return config
 

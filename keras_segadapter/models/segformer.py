@@ -3,15 +3,14 @@
 import operator
 
 import keras
-import numpy as np
 
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
 from keras_segadapter.backbones.mit_weights import assign_mit_weights
 from keras_segadapter.backbones.origin import name_origin
 from keras_segadapter.data.labels import ADE20K, CITYSCAPES
-from keras_segadapter.layers.segformer_head import SegFormerHead
 from keras_segadapter.models.segformer_weights import (
     assign_segformer_weights,
+    build_head,
     read_class_names,
     read_segformer_weights,
 )
@@ -55,8 +54,8 @@ def SegFormerB0(
               path on disk of that name takes precedence.
             - A folder or file of transformers or segmentation_models_pytorch:
               `.safetensors`, `pytorch_model.bin`.
-            - A `.pth` file of NVlabs' SegFormer, or of OpenMMLab's with the same head,
-              whose linear layers are called linear_c1 to linear_c4.
+            - A `.pth` file of NVlabs' SegFormer or of OpenMMLab's mmsegmentation, whose
+              SegFormers have another head: an `MLPHead` with ReLU.
             - A SegFormerImageSegmenter of keras-hub, from any preset.
 
             All but the last need the extra `weights`; PyTorch's files need torch.
@@ -68,10 +67,11 @@ def SegFormerB0(
         name: String. Name of the model. Defaults to `"segformer_b0"`.
 
     Returns:
-        A `Segmenter` without adapters; its `backbone` is a `MiTB0`. The head is as wide
-        as that in the weights. The classes have the names that transformers keeps in
-        the file config.json beside the weights, and ADE20K's or Cityscapes' colors if
-        they are the classes of these.
+        A `Segmenter` without adapters; its `backbone` is a `MiTB0`, its `head` a
+        `SegFormerHead` as wide as that in the weights. The classes have the names that
+        transformers keeps in the file config.json beside the weights. If they are those
+        of ADE20K or Cityscapes, they have the names and colors of `data.ADE20K` or
+        `data.CITYSCAPES`.
 
     Raises:
         TypeError: If `weights` is none of these.
@@ -194,7 +194,6 @@ def _segformer(
     # Read first, so that a wrong file raises before a large model is built.
     encoder, decoder = ({}, {}) if of_mit else read_segformer_weights(source)
     num_classes = _num_classes(num_classes, weights, decoder)
-    width = decoder.get("decode_head.batch_norm.weight", np.zeros(channels)).size
     class_names = colors = None
     if decoder:
         class_names, colors = _names_and_colors(weights, source, num_classes)
@@ -203,7 +202,7 @@ def _segformer(
         backbone,
         num_classes,
         adapters=False,
-        head=SegFormerHead(num_classes, width, name="head"),
+        head=build_head(decoder, num_classes, channels),
         class_names=class_names,
         colors=colors,
         weights_origin=None if of_mit else name_origin(source),

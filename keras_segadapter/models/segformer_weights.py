@@ -1,7 +1,9 @@
 """Weights of whole SegFormers from the files and models in which they are published.
 
-The encoder's tensors are named as in `mit_weights`, those of the head as in
+The encoder's tensors are named as in `mit_weights`, those of SegFormer's head as in
 transformers: `decode_head.linear_c.0.proj.weight`, with stages counted from 0.
+OpenMMLab trains SegFormers with another head, whose tensors keep their names but for
+the classifier's: `decode_head.convs.0.conv.weight`.
 """
 
 import re
@@ -22,13 +24,14 @@ from keras_segadapter.backbones.weight_files import (
     read_json,
     read_tensors,
 )
+from keras_segadapter.layers.head import MLPHead
+from keras_segadapter.layers.segformer_head import SegFormerHead
 
-# NVlabs' files have another classifier, which is not used. Counters are no floats.
-UNUSED = rf"{OTHER_HEADS}|decode_head\.conv_seg\.|.*\.num_batches_tracked$"
+UNUSED = rf"{OTHER_HEADS}|.*\.num_batches_tracked$"  # the counters are integers
 
 # Patterns in a file's names and what replaces them here, applied from top to bottom.
 HEAD = (
-    # NVlabs and OpenMMLab
+    # NVlabs
     (
         r"^decode_head\.linear_c([1-4])\.",
         lambda match: f"decode_head.linear_c.{int(match[1]) - 1}.",
@@ -36,6 +39,8 @@ HEAD = (
     (r"\.linear_fuse\.conv\.", ".linear_fuse."),
     (r"\.linear_fuse\.bn\.", ".batch_norm."),
     (r"\.linear_pred\.", ".classifier."),
+    # OpenMMLab
+    (r"\.conv_seg\.", ".classifier."),
     # transformers' own names since version 5; it saves the older ones by default.
     (r"\.linear_projections\.", ".linear_c."),
     # segmentation_models_pytorch counts from the deepest stage.
@@ -69,6 +74,9 @@ def read_segformer_weights(source):
     if isinstance(source, keras.Model):
         return read_mit_weights(source), _head_of_keras_hub(source)
     tensors = read_tensors(source, UNUSED)
+    if "decode_head.linear_pred.weight" in tensors:
+        # NVlabs' files hold a second classifier, which is not used.
+        tensors = {key: v for key, v in tensors.items() if ".conv_seg." not in key}
     head = {}
     for key in [key for key in tensors if re.match(DECODE_HEAD, key)]:
         value, name = tensors.pop(key), key
@@ -78,11 +86,26 @@ def read_segformer_weights(source):
     return to_mit_values(tensors), head
 
 
+def build_head(values, num_classes, channels):
+    """Return the head that fits the tensors that `read_segformer_weights` returned.
+
+    Args:
+        values: Dict of arrays by their names here; empty for SegFormer's own head.
+        num_classes: Integer of at least 2. Number of classes.
+        channels: Integer. Width of the head where the tensors do not tell it.
+    """
+    if any(name.startswith("decode_head.convs.") for name in values):
+        bias = values.get("decode_head.fusion_conv.bn.bias", np.zeros(channels))
+        return MLPHead(num_classes, bias.size, activation="relu", name="head")
+    bias = values.get("decode_head.batch_norm.bias", np.zeros(channels))
+    return SegFormerHead(num_classes, bias.size, name="head")
+
+
 def assign_segformer_weights(model, encoder, head):
     """Assign what `read_segformer_weights` returned: every weight, or none.
 
     Args:
-        model: A `Segmenter` of a MiT, without adapters, and a `SegFormerHead`.
+        model: A `Segmenter` of a MiT, without adapters, with the head of `build_head`.
         encoder: Dict of arrays in Keras' axis order by their names here.
         head: The same for the head.
 
@@ -90,25 +113,19 @@ def assign_segformer_weights(model, encoder, head):
         ValueError: If tensors are missing, unknown or of another shape. The message
             lists them.
     """
-    variables = mit_variables(model.backbone)
+    variables = mit_variables(model.backbone) | _variables_of_head(model.head)
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}
-    check_tensors(model, expected | _head_shapes(model), encoder | head)
+    values = encoder | head
+    if isinstance(model.head, SegFormerHead):
+        check_tensors(model, expected | _shapes_of_linears(model.head), values)
+        values |= _assign_products(model.head, head)
+    else:
+        check_tensors(model, expected, values)
+        # These norms add another epsilon to the variance than PyTorch's.
+        shift = 1e-5 - model.head.projection_norm.epsilon
+        values |= {k: v + shift for k, v in head.items() if k.endswith("running_var")}
     for name, variable in variables.items():
-        variable.assign(encoder[name])
-    get = {name.removeprefix("decode_head."): head[name] for name in head}.get
-    # The columns of the deepest stage come first.
-    columns = np.split(get("linear_fuse.weight").astype("float64"), 4)[::-1]
-    mean = get("batch_norm.running_mean").astype("float64")
-    for i, (linear, fuse) in enumerate(zip(model.head.linears, columns, strict=True)):
-        linear.kernel.assign(get(f"linear_c.{i}.proj.weight") @ fuse)  # (C_i, channels)
-        mean -= get(f"linear_c.{i}.proj.bias") @ fuse
-    norm, classifier = model.head.norm, model.head.classifier
-    norm.gamma.assign(get("batch_norm.weight"))
-    norm.beta.assign(get("batch_norm.bias"))
-    norm.moving_mean.assign(mean)
-    norm.moving_variance.assign(get("batch_norm.running_var"))
-    classifier.kernel.assign(get("classifier.weight"))
-    classifier.bias.assign(get("classifier.bias"))
+        variable.assign(values[name])
 
 
 def read_class_names(source, num_classes):
@@ -132,20 +149,58 @@ def read_class_names(source, num_classes):
     return None if names == [f"LABEL_{id_}" for id_ in ids] else names
 
 
-def _head_shapes(model):
-    """Return a dict of the shapes of the head's tensors by their names here."""
-    width, num_classes = model.head.channels, model.head.num_classes
-    shapes = {
-        "linear_fuse.weight": (len(model.stages) * width, width),
-        "classifier.weight": (width, num_classes),
-        "classifier.bias": (num_classes,),
+def _variables_of_head(layer):
+    """Return a dict of those variables of a head that files hold as they are."""
+    variables = {
+        "decode_head.classifier.weight": layer.classifier.kernel,
+        "decode_head.classifier.bias": layer.classifier.bias,
     }
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        shapes[f"batch_norm.{name}"] = (width,)
-    for i, stage in enumerate(model.stages):
-        shapes[f"linear_c.{i}.proj.weight"] = (stage.channels, width)
-        shapes[f"linear_c.{i}.proj.bias"] = (width,)
-    return {f"decode_head.{name}": shape for name, shape in shapes.items()}
+    if isinstance(layer, SegFormerHead):
+        return variables | _of_norm("batch_norm", layer.norm)
+    variables["decode_head.fusion_conv.conv.weight"] = layer.projection
+    variables |= _of_norm("fusion_conv.bn", layer.projection_norm)
+    for i, (linear, norm) in enumerate(zip(layer.linears, layer.norms, strict=True)):
+        variables[f"decode_head.convs.{i}.conv.weight"] = linear.kernel
+        variables |= _of_norm(f"convs.{i}.bn", norm)
+    return variables
+
+
+def _shapes_of_linears(layer):
+    """Return a dict of the shapes of the tensors that a `SegFormerHead` multiplies."""
+    width = layer.channels
+    fused = len(layer.linears) * width
+    shapes = {"decode_head.linear_fuse.weight": (fused, width)}
+    for i, linear in enumerate(layer.linears):
+        shapes[f"decode_head.linear_c.{i}.proj.weight"] = tuple(linear.kernel.shape)
+        shapes[f"decode_head.linear_c.{i}.proj.bias"] = (width,)
+    return shapes
+
+
+def _assign_products(layer, head):
+    """Assign products of linear layers to a `SegFormerHead`.
+
+    Returns:
+        Dict with the moving mean of its batch norm, which takes the biases.
+    """
+    mean = head["decode_head.batch_norm.running_mean"].astype("float64")
+    fuse = head["decode_head.linear_fuse.weight"].astype("float64")
+    # The columns of the deepest stage come first.
+    columns = np.split(fuse, len(layer.linears))[::-1]
+    for i, (linear, matrix) in enumerate(zip(layer.linears, columns, strict=True)):
+        name = f"decode_head.linear_c.{i}.proj"
+        linear.kernel.assign(head[f"{name}.weight"] @ matrix)  # (C_i, channels)
+        mean -= head[f"{name}.bias"] @ matrix
+    return {"decode_head.batch_norm.running_mean": mean}
+
+
+def _of_norm(name, layer):
+    """Return a dict of the variables of a head's batch norm."""
+    return {
+        f"decode_head.{name}.weight": layer.gamma,
+        f"decode_head.{name}.bias": layer.beta,
+        f"decode_head.{name}.running_mean": layer.moving_mean,
+        f"decode_head.{name}.running_var": layer.moving_variance,
+    }
 
 
 def _head_of_keras_hub(model):
@@ -154,21 +209,17 @@ def _head_of_keras_hub(model):
     if classifier is None:
         return {}
     fuse, norm, _ = model.backbone.linear_fuse.layers
-    variables = {
-        "linear_fuse.weight": fuse.kernel,
-        "batch_norm.weight": norm.gamma,
-        "batch_norm.bias": norm.beta,
-        "batch_norm.running_mean": norm.moving_mean,
-        "batch_norm.running_var": norm.moving_variance,
-        "classifier.weight": classifier.kernel,
-        "classifier.bias": classifier.bias,
+    variables = _of_norm("batch_norm", norm) | {
+        "decode_head.linear_fuse.weight": fuse.kernel,
+        "decode_head.classifier.weight": classifier.kernel,
+        "decode_head.classifier.bias": classifier.bias,
     }
     for i, linear in enumerate(model.backbone.mlp_blocks):
-        variables[f"linear_c.{i}.proj.weight"] = linear.kernel
-        variables[f"linear_c.{i}.proj.bias"] = linear.bias
+        variables[f"decode_head.linear_c.{i}.proj.weight"] = linear.kernel
+        variables[f"decode_head.linear_c.{i}.proj.bias"] = linear.bias
     values = {}
     for name, variable in variables.items():
         value = np.asarray(keras.ops.convert_to_numpy(variable), "float32")
         # A 1 x 1 convolution (1, 1, in, out) in place of a linear layer (in, out).
-        values[f"decode_head.{name}"] = value[0, 0] if value.ndim == 4 else value
+        values[name] = value[0, 0] if value.ndim == 4 else value
     return values
