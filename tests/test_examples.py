@@ -123,9 +123,18 @@ def test_add_layer(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_vision_transformer():
-    printed = run("examples/vision_transformer.py")
-    assert "mask_mIoU" in printed and "logits_loss" in printed
+def test_a_frozen_transformer_learns_the_scenes_in_time(tmp_path):
+    started = time.monotonic()
+    printed = run(ROOT / "examples/frozen_vit.py", folder=tmp_path)
+    assert time.monotonic() - started < 300
+    assert float(re.search(r"validation mIoU: (\S+)", printed)[1]) > 0.5
+    assert "a mask of the loaded model: (112, 112)" in printed
+
+
+def test_without_keras_hub_the_frozen_transformer_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)  # An import of it fails.
+    with pytest.raises(SystemExit, match="pip install keras-hub"):
+        run_here(monkeypatch, "examples/frozen_vit.py")
 
 
 @pytest.mark.slow
