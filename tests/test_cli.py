@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 import keras_segadapter as ksa
+from keras_segadapter.backbones.convnext import LayerScale
 from keras_segadapter.cli import backbones, main
 from keras_segadapter.cli.predict import _list_shares
 from keras_segadapter.cli.record import Record, read_history
 from keras_segadapter.data.reading import read_mask
+from keras_segadapter.layers.native import DepthwiseConv2D
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("inspect", "train", "predict", "evaluate", "export")
@@ -91,7 +93,8 @@ def trained(tmp_path_factory):
 def saved(tiny_backbone, tmp_path):
     """Return the path of a model, in a folder with `data` of images and masks."""
     write_pairs(tmp_path / "data", "images/{}.png", "masks/{}.png", stems(5))
-    model = ksa.build_segmenter(tiny_backbone(), 3, class_names=NAMES, colors=COLORS)
+    classes = {"class_names": NAMES, "colors": COLORS}
+    model = ksa.build_segmenter(tiny_backbone(), 3, weights_origin="a/b", **classes)
     model.save(tmp_path / "model.keras")
     return tmp_path / "model.keras"
 
@@ -331,6 +334,7 @@ def test_predict_writes_masks_and_overlays(saved, tmp_path, capsys):
     for i in np.unique(labels):
         assert f"{NAMES[i]} {(labels == i).mean():.1%}" in printed
     assert re.search(r"peak memory: \d+\.\d\d GB, \d+\.\d\d GB above", printed)
+    assert "pretrained weights: a/b; their license applies" in printed
 
 
 def test_predict_takes_several_inputs_once_and_not_its_own_pictures(
@@ -489,7 +493,9 @@ def test_a_dataset_of_tensorflow_datasets_trains(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MiTB0", "MobileNetV3Small", "keras_hub", "keras_cv"])
+@pytest.mark.parametrize(
+    "name", ["MiTB0", "ConvNeXtAtto", "MobileNetV3Small", "keras_hub", "keras_cv"]
+)
 def test_a_backbone_of_each_library_trains(tmp_path, monkeypatch, name):
     import test_stages
 
@@ -510,6 +516,31 @@ def test_a_backbone_of_each_library_trains(tmp_path, monkeypatch, name):
     flags = ("--backbone", backbone, "--weights", "none", "--size", 64, 64)
     assert run("train", data, *flags, *QUICK, "--out", out) == 0
     assert (out / "model.keras").exists()
+
+
+def test_a_backbone_tells_where_its_weights_came_from(tmp_path, monkeypatch):
+    def build(**options):
+        return keras.Sequential([keras.Input((4,))])
+
+    monkeypatch.setattr(keras.applications, "Own", build, raising=False)
+    (tmp_path / "mine.weights.h5").touch()
+    for weights, origin in (
+        ("imagenet", "keras.applications.Own, imagenet"),
+        (str(tmp_path / "mine.weights.h5"), "keras.applications.Own, mine.weights.h5"),
+        ("none", None),
+    ):
+        backbone = backbones.build_backbone("Own", weights)
+        assert getattr(backbone, "weights_origin", None) == origin
+    monkeypatch.setattr(backbones, "_preset", lambda library, preset: build)
+    backbone = backbones.build_backbone("keras_hub:resnet_50_imagenet")
+    assert backbone.weights_origin == "keras_hub:resnet_50_imagenet"
+
+
+def test_convnext_is_the_packages_own():
+    backbone = backbones.build_backbone("ConvNeXtAtto", "none", channels=4)
+    assert backbone.input_shape == (None, None, None, 4)
+    kinds = {type(layer) for layer in backbone.layers}
+    assert DepthwiseConv2D in kinds and LayerScale in kinds
 
 
 # Edges

@@ -18,7 +18,8 @@ from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter import saving
-from keras_segadapter.backbones import mit
+from keras_segadapter.backbones import convnext, mit
+from keras_segadapter.backbones.convnext_weights import CLIP
 from keras_segadapter.backbones.origin import name_origin
 
 K = 3
@@ -134,11 +135,21 @@ def test_training_and_loading_weights_leave_the_origin(tiny_backbone, tmp_path):
 
 
 def test_named_models_tell_where_their_weights_came_from(monkeypatch):
-    for name in ("read_mit_weights", "assign_mit_weights"):
-        monkeypatch.setattr(mit, name, lambda *args: {})  # nothing is downloaded
-    assert ksa.AdaptMiTB0(K).weights_origin is None
-    model = ksa.AdaptMiTB0(K, weights="imagenet")
+    for family in (mit, convnext):
+        name = family.__name__.rpartition(".")[2]
+        for function in (f"read_{name}_weights", f"assign_{name}_weights"):
+            monkeypatch.setattr(family, function, lambda *args: {})
+    monkeypatch.setattr(convnext, "read_normalization", lambda source: CLIP)
+    model = ksa.AdaptMiTB0(K, weights="imagenet", adapters=False)
     assert model.weights_origin == "nvidia/mit-b0@main"
+    hub = ksa.ConvNeXtAtto("imagenet")
+    assert hub.weights_origin == "timm/convnext_atto.d2_in1k@main"
+    monkeypatch.setattr(convnext, "IMAGENET_ON_THE_HUB", {})
+    monkeypatch.setattr(keras.applications, "ConvNeXtAtto", lambda **_: hub, False)
+    backbone = ksa.ConvNeXtAtto("imagenet")
+    assert backbone.weights_origin == "keras.applications.ConvNeXtAtto, imagenet"
+    assert ksa.ConvNeXtAtto(hub).weights_origin == "the Keras model 'convnext_atto'"
+    assert not hasattr(ksa.ConvNeXtAtto(), "weights_origin")
 
 
 def test_an_origin_is_a_name_without_the_folders_above_it(tmp_path):
@@ -147,7 +158,7 @@ def test_an_origin_is_a_name_without_the_folders_above_it(tmp_path):
     assert name_origin(str(tmp_path)) == tmp_path.name
     assert name_origin("nvidia/mit-b0") == "nvidia/mit-b0"
     model = keras.Sequential([keras.Input((4,))], name="mit_preset")
-    assert name_origin(model) == "the model 'mit_preset' of keras-hub"
+    assert name_origin(model) == "the Keras model 'mit_preset'"
 
 
 def front_matter(card):

@@ -256,6 +256,9 @@ def _convnext(size, depths, width, weights, input_shape, drop_path, name):
     model = keras.Model(inputs, _norm(f"{name}_layernorm")(x), name=name)
     if values is not None:
         assign_convnext_weights(model, values)
+        if weights == "imagenet":
+            own = f"keras.applications.ConvNeXt{size}, imagenet"
+            weights = source if isinstance(source, str) else own
         model.weights_origin = name_origin(weights)
     return model
 

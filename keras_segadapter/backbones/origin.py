@@ -13,11 +13,11 @@ def name_origin(weights):
             `MiTB0`, or another description.
 
     Returns:
-        The name of a file or folder without the folders above it, the name of a model
-        of keras-hub, or the string as it is.
+        The name of a file or folder without the folders above it, the name of a model,
+        or the string as it is.
     """
     if isinstance(weights, keras.Model):
-        return f"the model '{weights.name}' of keras-hub"
+        return f"the Keras model '{weights.name}'"
     return Path(weights).name if Path(weights).exists() else str(weights)
 
 

@@ -6,14 +6,15 @@ import keras
 from keras import layers
 
 import keras_segadapter as ksa
+from keras_segadapter.backbones.origin import name_origin
 
 
 def build_backbone(name, weights="imagenet", channels=3):
     """Build a functional backbone by name.
 
     Args:
-        name: String. `small`, MiTB0 to MiTB5, the name of a model of
-            keras.applications, `keras_hub:PRESET` or `keras_cv:PRESET`.
+        name: String. `small`, MiTB0 to MiTB5, ConvNeXtAtto to ConvNeXtXLarge, the name
+            of a model of keras.applications, `keras_hub:PRESET` or `keras_cv:PRESET`.
         weights: `"imagenet"`, `"none"` or the path of a file. Defaults to
             `"imagenet"`, which `small` does not have.
         channels: Integer. Channels of the images. Defaults to `3`.
@@ -33,19 +34,21 @@ def build_backbone(name, weights="imagenet", channels=3):
                 f"train from scratch. Received: --weights {weights}"
             )
         build, options = _preset(library, preset), {"load_weights": weights != "none"}
-    elif name in ksa.__all__ and name.startswith("MiTB"):
+    elif name in ksa.__all__ and name.startswith(("MiTB", "ConvNeXt")):
         build = getattr(ksa, name)
+        options["input_shape"] = (None, None, channels)
     else:
         build = getattr(keras.applications, name, None)
         options.update(include_top=False, input_shape=(None, None, channels))
     if not callable(build):
         raise ValueError(
             "keras.applications has no such model. Write the name as in the Keras "
-            "documentation, or pass small, MiTB0 to MiTB5, keras_hub:PRESET or "
-            f"keras_cv:PRESET. Received: --backbone {name}"
+            "documentation, or pass small, MiTB0 to MiTB5, ConvNeXtAtto to "
+            "ConvNeXtXLarge, keras_hub:PRESET or keras_cv:PRESET. Received: --backbone "
+            f"{name}"
         )
     try:
-        return build(**options)
+        backbone = build(**options)
     except Exception as error:  # of any kind: a download, a file, a preset
         if weights == "none":
             raise
@@ -53,6 +56,11 @@ def build_backbone(name, weights="imagenet", channels=3):
             f"The backbone's weights can't be loaded: {error}. To train from scratch, "
             f"pass --weights none. Received: --backbone {name} --weights {weights}"
         ) from error
+    if weights != "none" and not hasattr(backbone, "weights_origin"):
+        source = name_origin(preset if library else weights)
+        builder = f"{library}:" if library else f"keras.applications.{name}, "
+        backbone.weights_origin = builder + source
+    return backbone
 
 
 def _preset(library, preset):

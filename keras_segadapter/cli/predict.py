@@ -20,6 +20,8 @@ def predict(args):
     outputs = _name_outputs(photos, args.out)
     _check_outputs(photos, outputs, args.overwrite)
     model, segment, channels = _open(args)
+    if getattr(model, "weights_origin", None):
+        print(f"pretrained weights: {model.weights_origin}; their license applies")
     loaded = _peak_memory()
     for photo, written in zip(photos, outputs, strict=True):
         shares = _predict_one(photo, written, segment, channels, model.colors)
