@@ -159,12 +159,14 @@ def _metadata(license, base_model):
 
 
 def _summary(model):
-    adapters = " with a `SegAdapter` behind each stage" if model.adapters else ""
+    parts = [f"the backbone `{model.backbone.name}`"]
+    parts += ["a `SegAdapter` behind each stage"] * bool(model.adapters)
+    layers = [("neck", model.neck)] * bool(model.neck) + [("head", model.head)]
+    parts += [f"the {part} `{type(layer).__name__}`" for part, layer in layers]
     return (
         "A Keras model that predicts the class of each pixel of an image, one of "
-        f"{model.num_classes}. It consists of the backbone `{model.backbone.name}`"
-        f"{adapters} and the head `{type(model.head).__name__}`, and was built with "
-        "keras_segadapter."
+        f"{model.num_classes}. It was built with keras_segadapter, of "
+        f"{', '.join(parts[:-1])} and {parts[-1]}."
     )
 
 

@@ -188,7 +188,10 @@ def test_a_card_tells_parts_classes_figures_and_origin(tiny_backbone):
     report = ksa.cost_report(model, 64)
     assert f"{report.parameters / 1e6:.2f} M parameters" in card
     assert f"{report.multiply_adds / 1e9:.2f} G multiply-adds for one image" in card
-    assert "backbone `tiny`" in card and "head `MLPHead`" in card
+    parts = (
+        "the backbone `tiny`, a `SegAdapter` behind each stage and the head `MLPHead`"
+    )
+    assert parts in card
     assert "| 4 | 4 | 5 x 5 | 0.001 |\n| 8 | 6 | 5 x 5 | 0.01 |" in card
     assert "3 channels, pixels in 0..255; normalization: Rescaling." in card
     assert "[`nvidia/mit-b0@main`](https://huggingface.co/nvidia/mit-b0)" in card
@@ -232,6 +235,14 @@ def test_a_card_replaces_the_one_that_keras_wrote(tiny_backbone, tmp_path, monke
     card = (tmp_path / "someone/streets/README.md").read_text()
     assert card == ksa.model_card(model, path="hf://someone/streets")
     assert keras.saving.load_model("hf://someone/streets").class_names == NAMES
+
+
+def test_a_card_names_the_neck(tiny_backbone):
+    neck = ksa.SimpleFeaturePyramid((2,))
+    backbone = tiny_backbone((4,))
+    model = ksa.build_segmenter(backbone, K, adapters=False, neck=neck)
+    parts = "`tiny`, the neck `SimpleFeaturePyramid` and the head `MLPHead`"
+    assert parts in ksa.model_card(model)
 
 
 # Edges
