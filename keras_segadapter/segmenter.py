@@ -535,6 +535,8 @@ class Segmenter(keras.Model):
 
         The file at `filepath` is replaced in one step: after an error or a kill, the
         old one is whole. A warning names layers that Keras could not load back.
+        "hf://owner/name" is a repository on the Hugging Face Hub, which `model_card`
+        describes to others; `keras.saving.load_model("hf://owner/name")` loads it.
 
         Raises:
             OSError: If the file can't be written.

@@ -152,6 +152,13 @@ def test_named_models_tell_where_their_weights_came_from(monkeypatch):
     assert not hasattr(ksa.ConvNeXtAtto(), "weights_origin")
 
 
+def test_adapters_and_other_classes_leave_the_origin(tiny_backbone):
+    options = {"class_names": NAMES, "weights_origin": "a/b"}
+    trained = ksa.build_segmenter(tiny_backbone((4,)), K, adapters=False, **options)
+    assert ksa.add_adapters(trained).weights_origin == "a/b"
+    assert ksa.change_classes(trained, ["road", "sea"]).weights_origin == "a/b"
+
+
 def test_an_origin_is_a_name_without_the_folders_above_it(tmp_path):
     (tmp_path / "mine.pth").touch()
     assert name_origin(tmp_path / "mine.pth") == "mine.pth"
