@@ -1,5 +1,8 @@
 """Segmenters on vision transformers, with blocks in the graph or inside one layer."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -206,10 +209,35 @@ def test_an_encoder_that_hides_its_blocks_raises():
         ksa.find_stages(backbone)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # keras-hub's dependencies warn at import
-@pytest.mark.parametrize("family", ["DINOV2", "DINOV3", "ViT"])
-def test_keras_hubs_transformers(family, tmp_path):
+@pytest.mark.parametrize("tells_right", [True, False])
+def test_a_layer_that_tells_a_wrong_number_of_tokens_raises(tells_right):
+    class Patches(layers.Layer):
+        def build(self, input_shape):
+            self.patches = layers.Conv2D(WIDTH, 8, 8)
+            self.patches.build(input_shape)
+
+        def call(self, inputs):
+            patches = self.patches(inputs)
+            return ops.reshape(patches, (ops.shape(patches)[0], -1, WIDTH))
+
+        def compute_output_shape(self, input_shape):
+            height, width = (side // 8 for side in input_shape[1:3])
+            return (None, height * (width if tells_right else height), WIDTH)
+
+    for size in ((32, 32), (32, 48)):
+        image = keras.Input((*size, 3))
+        x = Block(name="block")(Patches(name="tokens")(image))
+        backbone = keras.Model(image, x, name="vit")
+        if tells_right or size == (32, 32):
+            assert [stage.stride for stage in ksa.find_stages(backbone)] == [8]
+        else:
+            words = "'tokens', which makes 24 tokens of .* 32 x 48 pixels and tells 16"
+            with pytest.raises(ValueError, match=words):
+                ksa.find_stages(backbone)
+
+
+def keras_hubs(family, size=(32, 32)):
+    """Build a tiny transformer of keras-hub, with registers where it has them."""
     keras_hub = pytest.importorskip("keras_hub")
     arguments = {"patch_size": 8, "num_layers": 4, "hidden_dim": 8, "num_heads": 2}
     if family == "ViT":
@@ -217,10 +245,30 @@ def test_keras_hubs_transformers(family, tmp_path):
     else:
         arguments |= {"intermediate_dim": 16, "num_register_tokens": 4}
     if family == "DINOV2":
-        arguments |= {"position_embedding_shape": (32, 32)}
-    backbone = getattr(keras_hub.models, f"{family}Backbone")(
-        image_shape=(32, 32, 3), **arguments
+        arguments |= {"position_embedding_shape": size}
+    return getattr(keras_hub.models, f"{family}Backbone")(
+        image_shape=(*size, 3), **arguments
     )
+
+
+def frozen_segmenter(backbone):
+    """Freeze a transformer, and put adapters, a neck and a head on it."""
+    backbone.trainable = False
+    return ksa.build_segmenter(
+        backbone,
+        3,
+        adapters=[ksa.SegAdapter(3, scale_init=1.0, normalize=True) for _ in range(4)],
+        neck=ksa.SimpleFeaturePyramid(),
+        head=ksa.MLPHead(3, channels=8),
+        preprocessing=layers.Rescaling(1 / 255),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # keras-hub's dependencies warn at import
+@pytest.mark.parametrize("family", ["DINOV2", "DINOV3", "ViT"])
+def test_keras_hubs_transformers(family, tmp_path):
+    backbone = keras_hubs(family)
     stages = ksa.find_stages(backbone)
     assert [(stage.stride, stage.channels) for stage in stages] == [(8, 8)] * 4
     found = []
@@ -233,16 +281,64 @@ def test_keras_hubs_transformers(family, tmp_path):
         atol=1e-6,
     )
     # These features are often used frozen.
-    backbone.trainable = False
-    before = [ops.convert_to_numpy(v) for v in backbone.weights]
-    model = ksa.build_segmenter(backbone, 3, preprocessing=keras.layers.Identity())
-    model.compile()
+    model = frozen_segmenter(backbone)
+    assert model.output["logits"].shape == (None, 16, 16, 3)  # stride 2
+    before = [ops.convert_to_numpy(v) for v in model.weights]
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=EAGER)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
     masks = np.random.default_rng(1).integers(0, 3, (2, 32, 32), "uint8")
-    model.fit(x, masks, verbose=0)
-    for variable, value in zip(backbone.weights, before, strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(variable), value)
+    model.fit(images, masks, verbose=0)
+    moved = {
+        v.path
+        for v, value in zip(model.weights, before, strict=True)
+        if np.any(ops.convert_to_numpy(v) != value)
+    }
+    assert moved.isdisjoint({v.path for v in backbone.weights})
+    assert {v.path for v in model.trainable_weights} <= moved
     model.save(tmp_path / "m.keras")
-    loaded = keras.models.load_model(tmp_path / "m.keras")
-    np.testing.assert_allclose(
-        loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-4
+    expected = model.predict(images, verbose=0)
+    np.savez(tmp_path / "m.npz", images=images, expected=expected)
+    script = (
+        "import keras, numpy as np; import keras_segadapter\n"
+        "data = np.load('m.npz'); model = keras.models.load_model('m.keras')\n"
+        "logits = model.predict(data['images'], verbose=0)\n"
+        "np.testing.assert_allclose(logits, data['expected'], atol=1e-4)\n"
     )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    assert model.segment(images[0, :21, :30]).shape == (21, 30)
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # keras-hub's dependencies warn at import
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_taps_of_dinov3_go_through_its_final_norm(dtype):
+    keras.config.set_dtype_policy(dtype)
+    try:
+        backbone = keras_hubs("DINOV3")
+        model = frozen_segmenter(backbone)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
+    stages = [backbone.pyramid_outputs[f"stage{i}"] for i in (1, 2, 3)]
+    normalized = [backbone.layernorm(x) for x in stages]  # as apply_layernorm=True does
+    tokens = keras.Model(backbone.input, normalized).predict(images / 255, verbose=0)
+    for adapter in model.adapters:
+        for scale in adapter.scales:
+            scale.assign(0 * scale)
+    seen = keras.Model(model.input, model.features["outputs"][:3])
+    for x, reference in zip(seen.predict(images, verbose=0), tokens, strict=True):
+        norm = ops.convert_to_numpy(ops.cast(backbone.layernorm(x), "float32"))
+        reference = ops.convert_to_numpy(ops.cast(reference, "float32"))[:, 5:]
+        atol = 1e-4 if dtype == "float32" else 0.1
+        np.testing.assert_allclose(norm.reshape(reference.shape), reference, atol=atol)
+    logits = model.predict(images, verbose=0)
+    assert logits.dtype == "float32" and np.isfinite(logits).all()
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # keras-hub's dependencies warn at import
+def test_keras_hubs_dino_takes_squares_only():
+    with pytest.raises(ValueError, match=r"makes 29 tokens .* and tells 21"):
+        ksa.find_stages(keras_hubs("DINOV3", (32, 48)))
+    with pytest.raises(ValueError, match="height and width to be the same"):
+        keras_hubs("DINOV2", (32, 48))  # keras-hub's own error

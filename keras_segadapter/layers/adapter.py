@@ -40,8 +40,8 @@ class SegAdapter(layers.Layer):
             fits a `keras.Sequential`. Defaults to `True`.
         normalize: Boolean. Whether HSA sees `LayerNorm(X)` instead of X. The paper's
             backbones end their stages in a norm and do not need it. In others X can be
-            large, and since HSA grows with its square, the adapters then learn badly.
-            Defaults to `False`.
+            large, and since HSA grows with its square, the adapters then learn badly;
+            set it to True inside plain vision transformers. Defaults to `False`.
         **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
