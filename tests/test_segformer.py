@@ -383,13 +383,13 @@ def test_equals_openmmlabs_head(state, save):
         x = nn.batch_norm(x, *statistics, get("bn.weight"), get("bn.bias"), eps=1e-5)
         return nn.relu(x)
 
-    images = np.random.default_rng(1).integers(0, 256, (1, 40, 72, 3)).astype("float32")
+    images = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3)).astype("float32")
     stages = keras.Model(model.input, model.features["outputs"])(images)
     hidden = []
     for i, features in enumerate(stages):
         features = keras.ops.convert_to_numpy(features).transpose(0, 3, 1, 2)
         x = block(f"convs.{i}", torch.from_numpy(features.copy()))
-        hidden.append(nn.interpolate(x, (10, 18), mode="bilinear"))
+        hidden.append(nn.interpolate(x, (16, 16), mode="bilinear"))
     x = block("fusion_conv", torch.cat(hidden, 1))
     classifier = (
         tensors[f"decode_head.conv_seg.{part}"] for part in ("weight", "bias")
