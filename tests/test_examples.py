@@ -12,6 +12,7 @@ from pathlib import Path
 
 import keras
 import pytest
+from PIL import Image
 
 import keras_segadapter as ksa
 
@@ -45,12 +46,23 @@ def run_here(monkeypatch, *arguments):
 
 
 @pytest.mark.integration
-def test_python_in_the_readme_runs(tmp_path, monkeypatch):
+def test_python_in_the_readme_runs(tmp_path, monkeypatch, hub):
+    # Tests have no network: a SegFormer with random weights stands for the published.
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(num_labels=150)  # of B0
+    segformer = transformers.SegformerForSemanticSegmentation(config)
+    segformer.save_pretrained(tmp_path / "hub")
+    asked = hub({path.name: path for path in (tmp_path / "hub").iterdir()})
     monkeypatch.chdir(tmp_path)
+    Image.fromarray(ksa.data.make_scenes(1, size=(60, 90))[0][0]).save("photo.jpg")
     names = {}
     for block in PYTHON:
         exec(compile(block, "README.md", "exec"), names)
     assert names["labels"].shape == (64, 96)
+    with Image.open("overlay.png") as overlay:
+        assert overlay.size == (90, 60)
+    ade20k = "nvidia/segformer-b0-finetuned-ade-512-512@main"
+    assert {name for name, _ in asked} == {ade20k}
 
 
 def test_names_in_the_readme_exist():
