@@ -33,6 +33,7 @@ PACKAGES = (
 )
 OURS = ("AdaptMiTB0", "AdaptConvNeXtTiny")
 PEERS = ("SegFormer-B0", "UPerNet-ConvNeXt-T")  # of transformers
+BACKBONES = ("keras.applications ConvNeXtTiny", "ConvNeXtTiny")
 RUNTIMES = ("onnxruntime", "openvino", "openvino bfloat16")
 BACKENDS = ("tensorflow", "jax", "torch")
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", "": "SavedModel"}
@@ -57,6 +58,9 @@ def plan():
     yield with_and_without_adapters(large, "tensorflow", losses=("tiles",))
     yield with_and_without_adapters(large, "torch", losses=("tiles",))
     yield from beside_peers(PEERS[1], large, batch=8)
+    for backend in BACKENDS:
+        yield convnext("infer", backend)
+        yield convnext("train", backend)
 
 
 def beside_peers(peer, ours, batch):
@@ -121,6 +125,14 @@ def growth(do, model):
         shared["loss"] = "tiles"
     tasks = [{**shared, "size": size, "classes": count} for size, count in sizes]
     return f"growth: {do}", 4, tasks
+
+
+def convnext(do, backend):
+    """Return the section of our ConvNeXt beside that of keras.applications."""
+    shared = {"do": do, "on": backend, "batch": 1, "size": 256}
+    tasks = [{**shared, "model": name} for name in BACKBONES]
+    word = {"infer": "inference", "train": "training"}[do]
+    return f"convnext: {word}, batch 1, on {backend}", 5, tasks
 
 
 # One task, in its own process
@@ -237,9 +249,24 @@ def build(task):
         return Resized().eval()
     if name == "keras-hub SegFormer-B0":
         return keras_hub_segformer(classes)
+    if name in BACKBONES:
+        return convnext_alone(name)
     import keras_segadapter as ksa
 
     return getattr(ksa, name)(classes, adapters=task.get("adapters", True))
+
+
+def convnext_alone(name):
+    """Build a ConvNeXt-T, with the same weights for both, without stochastic depth."""
+    import keras
+
+    import keras_segadapter as ksa
+
+    keras.utils.set_random_seed(0)
+    plain = keras.applications.ConvNeXtTiny(
+        include_top=False, weights=None, input_shape=(None, None, 3)
+    )
+    return ksa.ConvNeXtTiny(plain, drop_path=0) if name == "ConvNeXtTiny" else plain
 
 
 def head(concatenated):
@@ -347,7 +374,7 @@ def training(task):
 
     The task's `loss` is "tiles" for our loss, "whole" for Keras' on logits resized as a
     whole, or "model" for Keras' at the size of the scores, which shows what the model
-    itself takes.
+    itself takes. A backbone alone learns to return zeros.
     """
     import keras
     import numpy as np
@@ -359,6 +386,10 @@ def training(task):
     model = build(task)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3)).astype("float32")
+    if task["model"] in BACKBONES:
+        model.compile(ksa.AdamW(), "mean_squared_error")
+        zeros = np.zeros(model.compute_output_shape(images.shape), "float32")
+        return lambda: model.train_on_batch(images, zeros)
     masks = rng.integers(0, classes, (batch, size, size), "int32")
     whole = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if task["loss"] == "model":
@@ -535,7 +566,9 @@ def what(run):
         loss = {"whole": "of whole logits", "tiles": "in tiles"}
         name += f", loss {loss.get(run['loss'], 'of the scores')}"
     if "size" in run:
-        name += f", {run['size']} x {run['size']}, K = {run['classes']}"
+        name += f", {run['size']} x {run['size']}"
+    if "classes" in run:
+        name += f", K = {run['classes']}"
     return name
 
 
