@@ -190,7 +190,7 @@ TABLE = {
     "backbone_segmenter": (
         lambda: build_segmenter(MODEL, 2),
         TypeError,
-        "Pass its backbone, model.backbone, or .*Segmenter.from_config",
+        r"add_adapters\(model\).*change_classes.*pass its backbone, model.backbone",
     ),
     "stages_of_a_segmenter": (
         lambda: ksa.find_stages(MODEL),
