@@ -61,7 +61,7 @@ def into_neck_and_out_of_adapters(backbone, **options):
     """Return what a neck sees and what the adapters give, on random images."""
     neck = Recorder()
     model = build(backbone, neck, **options)
-    seen = neck.seen
+    seen = [*neck.seen]  # Keras made another kind of list of the attribute.
     outputs = keras.Model(model.input, [seen, model.features["outputs"]])
     return outputs.predict(batch()[0], verbose=0)
 
