@@ -40,7 +40,7 @@ from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.lora import LoraState, lora_settings, restore_lora
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
-from keras_segadapter.losses.resized import fit_loss
+from keras_segadapter.losses.resized import build_losses, fit_loss
 from keras_segadapter.metrics import MeanIoU, fit_metric
 from keras_segadapter.saving import (
     WeightsInMemory,
@@ -396,6 +396,8 @@ class Segmenter(keras.Model):
         if optimizer is not None:
             # Built at once, so that a file saved before the first step holds it whole.
             self.optimizer.build(self.trainable_variables)
+        if with_loss:
+            build_losses(self)
 
     @property
     def metrics(self):

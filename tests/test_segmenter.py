@@ -123,6 +123,27 @@ def test_evaluate_equals_the_losses_counted_by_hand(tiny_backbone):
     assert result["loss"] == pytest.approx(total, rel=1e-4)
 
 
+def pairs_only(y_true, y_pred):
+    """A loss of a user's own that takes batches of two."""
+    return crossentropy()(keras.ops.reshape(y_true, (2, 64, 96)), y_pred)
+
+
+def test_a_step_is_traced_once(tiny_backbone):
+    steps = []
+
+    class Counted(ksa.Segmenter):
+        def train_step(self, *args, **kwargs):
+            steps.append(self)
+            return super().train_step(*args, **kwargs)
+
+    model = Counted(tiny_backbone((4,)), K, head=ksa.MLPHead(K, 4))
+    model.compile(loss={"logits": ksa.SegmentationCrossentropy(), "aux": pairs_only})
+    means = [m for m in model.metrics if isinstance(m, keras.metrics.Mean)]
+    assert [float(mean.count) for mean in means] == [0.0] * len(means)
+    model.fit(IMAGES[:2], MASKS[:2], verbose=0)
+    assert len(steps) == 1
+
+
 def test_compile_with_a_loss_for_one_output_and_metrics_by_output(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     model.compile(

@@ -7,6 +7,11 @@ import keras
 from keras import layers, ops
 
 
+def on_tensorflow():
+    """Return whether Keras runs on TensorFlow."""
+    return keras.backend.backend() == "tensorflow"
+
+
 def on_jax():
     """Return whether Keras runs on JAX."""
     return keras.backend.backend() == "jax"
@@ -29,7 +34,7 @@ def resize_bilinear(features, height, width):
     symbolic = isinstance(
         features, keras.KerasTensor
     )  # no input of TensorFlow's resize
-    if keras.backend.backend() == "tensorflow" and not symbolic:
+    if on_tensorflow() and not symbolic:
         # keras.ops.image.resize compares the sizes as Python numbers (up to Keras
         # 3.15.1), which fails for scalar tensors. TensorFlow's own function takes them.
         import tensorflow as tf

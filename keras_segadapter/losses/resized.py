@@ -1,7 +1,9 @@
 """Keras' losses, and the user's own, on scores smaller than the mask."""
 
 import keras
+from keras import ops
 
+from keras_segadapter.layers.native import on_tensorflow
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.mask_loss import ONE_HOT, MaskLoss
 from keras_segadapter.losses.tiles import resized_whole
@@ -93,3 +95,20 @@ def is_of_keras(thing):
     """Return whether a function, or the class of an object, is one of Keras' own."""
     kind = thing if hasattr(thing, "__name__") else type(thing)
     return kind.__module__.partition(".")[0] == "keras"
+
+
+def build_losses(model):
+    """Make the variables in which Keras sums up the losses of a compiled model.
+
+    Keras would make them in the first step. TensorFlow traces a step that makes
+    variables into a graph twice, which doubles the time until training starts.
+    """
+    if model.run_eagerly or not on_tensorflow():
+        return
+    scores = {name: ops.zeros((1, 16, 16, model.num_classes)) for name in model.output}
+    masks = dict.fromkeys(scores, ops.zeros((1, 64, 64), "uint8"))
+    try:
+        keras.Model.compute_loss(model, y=masks, y_pred=scores)
+    except Exception:  # of any kind: a loss of a user's own that needs other masks
+        pass
+    model.reset_metrics()
