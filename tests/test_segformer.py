@@ -46,7 +46,7 @@ def reference_of(num_classes=K, **options):
 
 @pytest.fixture(scope="module")
 def reference():
-    return reference_of()
+    return reference_of(id2label={i: f"class {i}" for i in range(K)})
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_parameters_of_the_docstrings(name, millions):
     assert round(getattr(ksa, name)(150).count_params() / 1e6, 1) == millions
 
 
-def test_saves_and_loads_with_the_origin_of_the_weights(model, tmp_path):
+def test_saves_and_loads_with_names_and_the_origin_of_the_weights(model, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     images = np.full((1, 64, 64, 3), 100, "uint8")
@@ -227,6 +227,7 @@ def test_saves_and_loads_with_the_origin_of_the_weights(model, tmp_path):
         logits_of(loaded, images), logits_of(model, images), atol=1e-5
     )
     assert loaded.weights_origin == model.weights_origin
+    assert loaded.class_names == tuple(f"class {i}" for i in range(K))
     assert loaded.head.channels == model.head.channels == 256
 
 
@@ -418,6 +419,17 @@ def test_every_weight_learns(folder):
     ]
     # The softmax of the attention does not change with the same constant for all keys.
     assert [path for path in still if "key" not in path] == []
+
+
+@pytest.mark.integration
+def test_adapters_and_other_classes_start_from_a_checkpoint(model):
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), "uint8")
+    expected = logits_of(model, images)
+    np.testing.assert_array_equal(logits_of(ksa.add_adapters(model), images), expected)
+    other = ksa.change_classes(model, ["new", "class 3", "class 0"])
+    np.testing.assert_allclose(
+        logits_of(other, images)[..., 1:], expected[..., [3, 0]], atol=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -180,10 +180,11 @@ def MiTB0(weights=None, input_shape=(None, None, 3), drop_path=0.1, name="mit_b0
             - Another name on the Hub, such as
               "nvidia/segformer-b0-finetuned-ade-512-512". A path on disk of that name
               takes precedence. "owner/name@revision" pins a branch, tag or commit.
-            - A folder or file of transformers: `.safetensors`, `pytorch_model.bin`.
+            - A folder or file of transformers or segmentation_models_pytorch:
+              `.safetensors`, `pytorch_model.bin`.
             - A `.pth` file of OpenMMLab's mmsegmentation or of NVlabs' SegFormer.
-            - A MiTBackbone of keras-hub, from any preset. The presets are fine-tuned on
-              ADE20K or Cityscapes.
+            - A MiTBackbone or SegFormer of keras-hub, from any preset. The presets are
+              fine-tuned on ADE20K or Cityscapes.
 
             The first three need the extra `weights`; PyTorch's files need torch.
         input_shape: Tuple `(height, width, channels)`, with None for an open height or

@@ -86,8 +86,8 @@ def read_mit_weights(source):
     Raises:
         TypeError: If `source` is not a path, a name or a model.
         ValueError: If there is no such file or repository, if the network fails, if the
-            file is damaged or holds more than dense floats, or if the model is not a
-            MiT.
+            file is damaged or holds more than dense floats, or if the model is neither
+            a MiT nor a SegFormer.
         ImportError: If the package that reads the source is not installed.
     """
     if isinstance(source, keras.Model):
@@ -160,7 +160,7 @@ def to_keras(name, value):
 
 
 def _values_of_keras_hub(model):
-    """Read the weights of a keras-hub MiTBackbone by their names here."""
+    """Read the weights of a MiT of keras-hub by their names here."""
     # That of a whole SegFormer is a part of its backbone.
     encoder = getattr(getattr(model, "backbone", model), "image_encoder", model)
     layers = list(_layers_of_keras_hub(encoder))

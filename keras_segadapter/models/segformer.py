@@ -47,7 +47,7 @@ def SegFormerB0(
             - "ade20k" or "cityscapes": NVIDIA's checkpoints of these datasets on the
               Hugging Face Hub, such as nvidia/segformer-b0-finetuned-ade-512-512. The
               NVIDIA Source Code License allows research and evaluation only, no
-              commercial use.
+              commercial use, of copies in other formats too.
             - "imagenet": the encoder alone, as in `MiTB0`, under the same license. The
               head starts at random and needs `num_classes`, as with all files of a MiT.
             - Another name on the Hub, such as "owner/name" or "owner/name@revision". A
