@@ -21,9 +21,8 @@ def enable_lora(model, pattern, rank, alpha=None):
     own `enable_lora`. All other weights of the backbone are frozen, biases and norms
     included, as KerasHub does; adapters, neck and head of a `Segmenter` learn as
     before. `b` starts at zero, so the outputs are the same at first. Compile the model
-    afterwards. To train other layers too, unfreeze them afterwards: `model.backbone
-    .get_layer(name).trainable = True`; to freeze LoRA as well, set
-    `model.backbone.trainable = False`.
+    afterwards. `model.backbone.get_layer(name).trainable = True` lets another layer
+    learn too, and `model.backbone.trainable = False` freezes LoRA as well.
 
     Files that Keras saves hold the merged kernels, so that they load into a model
     without LoRA. Those of a `Segmenter` hold the factors and the frozen kernels too,
@@ -47,10 +46,10 @@ def enable_lora(model, pattern, rank, alpha=None):
 
     Raises:
         TypeError: If `model` is neither a `Segmenter` nor a functional or Sequential
-            model.
-        ValueError: If `rank` or `alpha` is not positive, if no layer that can do LoRA
-            matches, or if one has LoRA already, constrains its kernel or does not
-            compute with it.
+            model, or `pattern` is not a string.
+        ValueError: If `pattern` is no regular expression, if `rank` or `alpha` is not
+            positive, if no layer that can do LoRA matches, or if one has LoRA already,
+            constrains its kernel or does not compute with it.
 
     Example:
 
@@ -67,16 +66,16 @@ def enable_lora(model, pattern, rank, alpha=None):
     """
     rank = check_integer("rank", rank)
     alpha = rank if alpha is None else check_positive("alpha", alpha)
+    search = _compiled(pattern).search
     backbone = model.backbone if is_segmenter(model) else model
     functional = as_functional(backbone)
-    layers = {id(layer): layer for layer in model.layers}
-    inside = {id(weight) for layer in layers.values() for weight in layer.weights}
+    inside = {*map(id, model.weights)}
     able, matched = {}, {}
     for path, layer in lora_layers(functional):
         # Those behind the last stage are no part of a segmenter.
         if inside.intersection(map(id, layer.weights)):
             able[path] = layer
-            if re.search(pattern, path):
+            if search(path):
                 matched[path] = layer
     if not matched:
         raise ValueError(
@@ -102,10 +101,11 @@ def enable_lora(model, pattern, rank, alpha=None):
                 f"that leaves this one out. Received: pattern={pattern!r}, and the "
                 f"layer '{path}' ({type(layer).__name__}) {fault}"
             )
-    for layer in functional.layers:
-        layer.trainable = False
-    settings = {"rank": rank, "alpha": alpha, "trainable": ["a", "b"]}
-    restore_lora(functional, dict.fromkeys(matched, settings))
+    for layer in matched.values():
+        layer.enable_lora(rank, lora_alpha=alpha)
+    backbone.trainable = True  # so that setting it to False is a change
+    lora = [layer for _, layer in lora_layers(functional) if layer.lora_enabled]
+    _let_learn(functional, {id(layer): ("a", "b") for layer in lora})
     if is_segmenter(model):
         # On TensorFlow, functions traced before would go on without LoRA.
         for each in (model, model.scorer, model.for_inference()):
@@ -117,76 +117,160 @@ def enable_lora(model, pattern, rank, alpha=None):
     return [*matched]
 
 
+def _compiled(pattern):
+    """Return a regular expression, validated and compiled."""
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            "`pattern` must be a regular expression, which is searched for in paths "
+            "such as 'stage1_block1_attention/query'. Received: "
+            f"pattern={pattern!r}, {error}"
+        ) from error
+
+
 def lora_layers(model):
     """Return pairs of the paths and the layers in a model that have `enable_lora`.
 
     Inner layers are found at any depth.
     """
-    plain = keras.Layer(name="plain")
-    plain.part_of_plain = keras.Layer(name="part")  # TensorFlow then adds attributes.
-    attributes_of_all = {*dir(plain)}
     found, seen = [], set()
 
     def walk(path, layer):
-        if id(layer) in seen:
-            return
-        seen.add(id(layer))
-        if hasattr(layer, "enable_lora"):
-            found.append((path, layer))
-        if isinstance(layer, keras.Model):
-            parts = {inner.name: inner for inner in layer.layers}
-        else:
-            # By `dir`, as PyTorch keeps layers elsewhere than in `vars`.
-            own = sorted({*dir(layer)} - {*dir(type(layer))} - attributes_of_all)
-            parts = {name.strip("_"): getattr(layer, name) for name in own}
-        for name, part in parts.items():
-            several = isinstance(part, (list, tuple, dict))
-            for index, inner in enumerate(keras.tree.flatten(part)):
-                if isinstance(inner, keras.Layer):
-                    number = f"/{index}" if several else ""
-                    walk(f"{path}/{name}{number}".lstrip("/"), inner)
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            if hasattr(layer, "lora_enabled"):
+                found.append((path, layer))
+            for name, inner in _parts_of(layer):
+                walk(f"{path}/{name}".lstrip("/"), inner)
 
     walk("", model)
     return found
 
 
-def lora_settings(model):
-    """Return rank, alpha and the names of trainable weights of layers with LoRA.
+def _parts_of(layer):
+    """Return pairs of the names and the layers in a model or in a layer."""
+    if isinstance(layer, keras.Model):
+        return [(inner.name, inner) for inner in layer.layers]
+    # By `dir`, as PyTorch keeps layers elsewhere than in `vars`.
+    own = sorted({*dir(layer)} - {*dir(type(layer))} - _attributes_of_all())
+    parts = []
+    for name in own:
+        part = getattr(layer, name)
+        several = isinstance(part, (list, tuple, dict))
+        for index, inner in enumerate(keras.tree.flatten(part)):
+            if isinstance(inner, keras.Layer):
+                number = f"/{index}" if several else ""
+                parts.append((f"{name.strip('_')}{number}", inner))
+    return parts
 
-    They are a dict by path, as `restore_lora` takes it.
+
+@functools.cache
+def _attributes_of_all():
+    """Return the names of the attributes that Keras and the backend add to a layer."""
+    plain = keras.Layer(name="plain")
+    plain.part_of_plain = keras.Layer(name="part")  # TensorFlow then adds some.
+    return {*dir(plain)}
+
+
+def lora_settings(model):
+    """Return what `restore_lora` takes to set up LoRA in another model as in this one.
+
+    Returns:
+        Dict of "layers", rank, alpha and the names of trainable weights of each layer
+        with LoRA by its path, and "learning", the paths of the layers of the graph that
+        are not frozen; or an empty dict without LoRA.
     """
-    return {
+    settings = {
         path: {
             "rank": layer.lora_rank,
             "alpha": layer.lora_alpha,
-            "trainable": [name for name, w in _parts(layer).items() if w.trainable],
+            "trainable": [name for name, w in _weights(layer).items() if w.trainable],
         }
         for path, layer in lora_layers(model)
         if layer.lora_enabled
     }
+    learning = [path for path, layer in _graph_layers(model) if layer.trainable]
+    return {"layers": settings, "learning": learning} if settings else {}
 
 
 def restore_lora(model, settings):
-    """Enable LoRA by the settings of `lora_settings`, where it is not yet enabled.
+    """Enable LoRA, where it is not yet enabled, and freeze what was frozen beside it.
+
+    The configs of some backbones do not say which of their layers are frozen.
+
+    Args:
+        model: A functional or Sequential model.
+        settings: Dict, as `lora_settings` returned it.
 
     Raises:
         ValueError: If the model lacks one of the layers.
     """
-    layers = dict(lora_layers(model))
-    missing = [path for path in settings if path not in layers]
+    if not settings:
+        return
+    layers, lora = dict(lora_layers(model)), {}
+    missing = [path for path in settings["layers"] if path not in layers]
     if missing:
         raise ValueError(
             "The backbone must have the layers that have LoRA in the config. Was it "
             "edited, or written by another version? Received: a config with LoRA in "
             f"{_listed(missing)}"
         )
-    for path, given in settings.items():
+    for path, given in settings["layers"].items():
         layer = layers[path]
         if not layer.lora_enabled:
             layer.enable_lora(given["rank"], lora_alpha=given["alpha"])
         layer.lora_alpha = given["alpha"]  # Keras' Dense builds itself without it.
-        for name, weight in _parts(layer).items():
-            weight.trainable = name in given["trainable"]
+        lora[id(layer)] = given["trainable"]
+    _let_learn(model, lora, settings["learning"])
+
+
+def _graph_layers(model, prefix=""):
+    """Yield paths and layers of a model, with those of nested models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _graph_layers(layer, f"{prefix}{layer.name}/")
+        else:
+            yield f"{prefix}{layer.name}", layer
+
+
+def _let_learn(model, lora, learning=None):
+    """Freeze the layers of a graph but for some, and in these all but LoRA.
+
+    Args:
+        model: A model.
+        lora: Dict from the ids of layers with LoRA to the names of weights that learn.
+        learning: List of the paths of layers that learn. Those without LoRA inside
+            learn wholly. Defaults to None: those with LoRA inside.
+    """
+    for path, layer in _graph_layers(model):
+        if learning is None or path in learning:
+            _let_layer_learn(layer, lora, learning is not None, set())
+        else:
+            _set_trainable(layer, False)
+
+
+def _let_layer_learn(layer, lora, otherwise, seen):
+    """Let LoRA inside a layer learn; set a layer without LoRA to `otherwise`."""
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    holds = any(id(inner) in lora for _, inner in lora_layers(layer))
+    _set_trainable(layer, holds or otherwise)
+    if not holds:
+        return
+    inside = {id(w) for _, inner in _parts_of(layer) for w in inner.weights}
+    for name, weight in _weights(layer).items():
+        if id(weight) not in inside:  # its own
+            weight.trainable = name in lora.get(id(layer), ())
+    for _, inner in _parts_of(layer):
+        _let_layer_learn(inner, lora, False, seen)
+
+
+def _set_trainable(layer, value):
+    layer.trainable = not value  # On TensorFlow, Keras hands down nothing but a change.
+    layer.trainable = value
 
 
 @contextlib.contextmanager
@@ -195,7 +279,7 @@ def lora_merged(model):
     layers = [layer for _, layer in lora_layers(model) if layer.lora_enabled]
     kept = []
     for layer in layers:
-        kernel, a, b = (_parts(layer)[name] for name in ("kernel", "a", "b"))
+        kernel, a, b = (_weights(layer)[name] for name in ("kernel", "a", "b"))
         kept.append((kernel, ops.convert_to_numpy(kernel)))
         kernel.assign(kernel + layer.lora_alpha / layer.lora_rank * ops.matmul(a, b))
         layer.lora_enabled = False
@@ -225,17 +309,17 @@ class LoraState(keras.Layer):
 
     def save_own_variables(self, store):
         for path, layer in self._layers_of_model():
-            for name, weight in _parts(layer).items() if layer.lora_enabled else ():
+            for name, weight in _weights(layer).items() if layer.lora_enabled else ():
                 store[_key(path, name)] = weight
 
     def load_own_variables(self, store):
         for path, layer in self._layers_of_model():
             if not layer.lora_enabled:
                 continue  # Keras has loaded the merged kernel.
-            parts = _parts(layer)
+            weights = _weights(layer)
             if _key(path, "a") not in store.keys():  # a file without LoRA
-                fresh = keras.initializers.HeUniform()(parts["a"].shape)
-                parts["a"].assign(fresh)
+                fresh = keras.initializers.HeUniform()(weights["a"].shape)
+                weights["a"].assign(fresh)
                 continue
             rank = store[_key(path, "b")].shape[0]
             if rank != layer.lora_rank:
@@ -244,7 +328,7 @@ class LoraState(keras.Layer):
                     f"LoRA loads any. Received: rank={layer.lora_rank} in the layer "
                     f"'{path}', and {rank} in the file"
                 )
-            for name, weight in parts.items():
+            for name, weight in weights.items():
                 weight.assign(store[_key(path, name)])
 
 
@@ -252,7 +336,7 @@ def _key(path, name):
     return f"{path}/{name}".replace("/", ":")  # HDF5 would make groups of "/".
 
 
-def _parts(layer):
+def _weights(layer):
     """Return the weights of a layer with LoRA: "kernel", "a", "b", and its "bias"."""
     names = {"lora_kernel_a": "a", "lora_kernel_b": "b", "lora_embeddings_a": "a"}
     names.update(lora_embeddings_b="b", embeddings="kernel")

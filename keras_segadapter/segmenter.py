@@ -232,14 +232,12 @@ class Segmenter(keras.Model):
             for key, scores in outputs.items()
         }
         super().__init__(image, outputs, name=name)
-        lora = lora_settings(functional)
         for layer in self.layers:
             if not layer.trainable:
                 # Keras revives a frozen layer of another package with inner layers that
                 # are not frozen, and hands down nothing but a change.
                 layer.trainable = True
                 layer.trainable = False
-        restore_lora(functional, lora)  # which learns in frozen layers
 
         # Config
         if dtype is not None:
