@@ -17,12 +17,15 @@ class SegFormerHead(layers.Layer):
     """Fuse the features of all stages into class scores, as SegFormer does.
 
     SegFormer projects each stage by a linear layer with a bias, resizes the results to
-    the finest stage, concatenates them, and fuses them by a linear layer, batch norm
-    and ReLU; after dropout it classifies. Nothing but the resizing, which commutes with
-    linear layers, stands between the two linear layers, so each stage goes through one
-    matrix at its own size, and the results are added: the same numbers for a quarter of
-    the multiply-adds. The layer stores these products. It needs no biases, since batch
-    norm subtracts a constant again; those of a checkpoint go into its moving mean.
+    the finest stage, concatenates them, deep to shallow, and fuses them by a linear
+    layer, batch norm and ReLU; after dropout it classifies. Only the resizing, which
+    commutes with linear layers, stands between the two. So each stage goes through one
+    matrix at its own size, and the results are added: the same numbers for 0.9 instead
+    of 5.2 G multiply-adds in SegFormer-B0 at 512 x 512, and 3.4 instead of 42 G in B2.
+
+    These matrices are what the layer stores, since any of them is the product of two
+    that SegFormer could learn. It needs no biases, which batch norm would subtract
+    again; those of a checkpoint go into its moving mean.
 
     Args:
         num_classes: Integer of at least 2 (two classes are binary). Number of classes

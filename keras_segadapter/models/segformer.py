@@ -34,7 +34,7 @@ def SegFormerB0(
 
     It has 3.5 M parameters with 150 classes and takes RGB images in 0..255, of any
     size. SegFormerB1 to SegFormerB5 have the same arguments and larger backbones. The
-    numbers are those of transformers' SegformerForSemanticSegmentation, for fewer
+    logits are those of transformers' SegformerForSemanticSegmentation, for half of the
     multiply-adds (see `SegFormerHead`).
 
     Args:
