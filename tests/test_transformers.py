@@ -209,8 +209,8 @@ def test_an_encoder_that_hides_its_blocks_raises():
         ksa.find_stages(backbone)
 
 
-@pytest.mark.parametrize("tells_right", [True, False])
-def test_a_layer_that_tells_a_wrong_number_of_tokens_raises(tells_right):
+@pytest.mark.parametrize("told", ["all", "one more", "a square of the height"])
+def test_a_layer_that_tells_tokens_of_another_grid_raises(told):
     class Patches(layers.Layer):
         def build(self, input_shape):
             self.patches = layers.Conv2D(WIDTH, 8, 8)
@@ -222,13 +222,14 @@ def test_a_layer_that_tells_a_wrong_number_of_tokens_raises(tells_right):
 
         def compute_output_shape(self, input_shape):
             height, width = (side // 8 for side in input_shape[1:3])
-            return (None, height * (width if tells_right else height), WIDTH)
+            width = height if told == "a square of the height" else width
+            return (None, height * width + (told == "one more"), WIDTH)
 
     for size in ((32, 32), (32, 48)):
         image = keras.Input((*size, 3))
         x = Block(name="block")(Patches(name="tokens")(image))
         backbone = keras.Model(image, x, name="vit")
-        if tells_right or size == (32, 32):
+        if told != "a square of the height" or size == (32, 32):
             assert [stage.stride for stage in ksa.find_stages(backbone)] == [8]
         else:
             words = "'tokens', which makes 24 tokens of .* 32 x 48 pixels and tells 16"

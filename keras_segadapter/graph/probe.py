@@ -71,8 +71,9 @@ class Graph:
         """Validate that a layer tells how many tokens it makes of an image or map.
 
         Raises:
-            ValueError: If it tells another number, as keras-hub's DINOv3 does (0.32)
-                for images that are not square.
+            ValueError: If it tells the number of another grid, as keras-hub's DINOv3
+                does (0.32) for images that are not square. One token more or less, as
+                in its SigLIP, does not matter.
         """
         from_map = call.is_tokens and any(len(t.shape) == 4 for t in call.inputs)
         if not from_map or not isinstance(call.operation, keras.Layer):
@@ -89,7 +90,9 @@ class Graph:
         except Exception:  # of any kind: a foreign `call` that needs real tensors
             return
         told, count = call.shape[1], made.shape[1]
-        if None not in (told, count) and told != count:
+        if None not in (told, count) and (
+            _token_grid(told, self.size) != _token_grid(count, self.size)
+        ):
             raise ValueError(
                 "The compute_output_shape of a layer must tell how many tokens it "
                 "makes. That of keras-hub's DINOv3 is right for square images only: "
