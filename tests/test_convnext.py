@@ -9,7 +9,7 @@ import pytest
 from conftest import EAGER
 
 import keras_segadapter as ksa
-from keras_segadapter.backbones.convnext import _convnext
+from keras_segadapter.backbones.convnext import LayerScale, _convnext
 from keras_segadapter.backbones.convnext_weights import (
     CLIP,
     IMAGENET,
@@ -189,6 +189,7 @@ def test_stages_end_in_sums_in_front_of_the_norms():
     assert all(s.name.startswith("add") for s in stages)
 
 
+@pytest.mark.integration
 def test_a_backbone_and_a_segmenter_come_back_from_their_files(tmp_path):
     backbone = narrow(drop_path=0.5)
     assert normalizes(backbone)
@@ -280,7 +281,7 @@ def test_tiny_equals_keras_applications(source, tmp_path):
     path = tmp_path / "convnext.weights.h5"
     ours = ksa.ConvNeXtTiny(plain if source == "the model" else path)
     models = [stages_of(plain), stages_of(ours)]
-    for size in [(64, 96), *ODD_SIZES] if EAGER else [(64, 96)]:
+    for size in [(64, 96), *ODD_SIZES]:
         pixels = images(*size)
         for one, other in zip(*(model(pixels) for model in models), strict=True):
             assert np.abs(array(one) - array(other)).max() < 1e-4
@@ -520,6 +521,12 @@ def test_tensors_that_do_not_fit_raise_and_none_is_assigned(tensors, save):
 def test_a_rate_out_of_range_raises(drop_path):
     with pytest.raises(ValueError, match=rf"below 1\..*drop_path={drop_path}"):
         ksa.ConvNeXtTiny(drop_path=drop_path)
+
+
+@pytest.mark.parametrize("value", [None, "small", True, float("nan")], ids=str)
+def test_a_wrong_layer_scale_raises(value):
+    with pytest.raises(ValueError, match=rf"finite number\..*init_value={value!r}"):
+        LayerScale(value)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""ConvNeXt on images of any size and number of channels, with stochastic depth.
+"""ConvNeXt for images of any size and number of channels, with stochastic depth.
 
-That of keras.applications has none, and its grouped convolutions are slow on
-TensorFlow.
+That of keras.applications has no stochastic depth, and TensorFlow runs its grouped
+convolutions several times as slowly as depthwise ones.
 """
 
 import os
@@ -17,7 +17,7 @@ from keras_segadapter.backbones.convnext_weights import (
     read_normalization,
 )
 from keras_segadapter.backbones.origin import name_origin
-from keras_segadapter.backbones.widening import WIDENED, repeat_by_color, widen_kernel
+from keras_segadapter.backbones.widening import WIDENED, repeat_by_color, widen_stem
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
 from keras_segadapter.validation import check_input_shape, check_number, check_rate
 
@@ -84,26 +84,24 @@ def ConvNeXtTiny(
     weights were trained with, such as CLIP's. With random weights, images of more or
     fewer channels are not normalized. Layers are named as in keras.applications.
 
-    The output is that of keras.applications, behind a last layer norm, which
-    classifiers train on pooled features, DINOv3 and EUPE on those of each pixel. The
-    deepest stage ends in front of it. To adapt what is behind it instead, put the name
-    of that layer, "convnext_tiny_layernorm", last into `taps`.
+    The model ends in a layer norm, as in keras.applications. Classifiers train it on
+    pooled features, DINOv3 and EUPE on those of each pixel. The deepest stage ends in
+    front of it. To tap what is behind it instead, name that layer,
+    "convnext_tiny_layernorm", as the last of `taps`.
 
     Args:
         weights: None for random weights, or the source of pretrained weights of a
             ConvNeXt. Defaults to `None`. Sources are:
 
-            - "imagenet": those of keras.applications (Apache 2.0). Base, Large and
-              XLarge were trained on ImageNet-22k first. For Atto to Nano: timm's.
-            - A name on the Hugging Face Hub, such as "timm/convnext_tiny.fb_in22k",
-              "timm/convnext_tiny.in12k" (both Apache 2.0),
-              "timm/convnext_tiny.dinov3_lvd1689m" or
-              "facebook/dinov3-convnext-tiny-pretrain-lvd1689m" (DINOv3's license:
-              commercial use is allowed, the license goes with the model),
-              "timm/convnext_tiny.eupe_lvd1689m" (non-commercial research only),
-              "timm/convnext_base.clip_laion2b" or "facebook/convnext-tiny-224". A path
-              on disk of that name takes precedence. "owner/name@revision" pins a
-              branch, tag or commit.
+            - "imagenet": those of keras.applications; Base, Large and XLarge were
+              trained on ImageNet-22k first. For Atto to Nano, timm's on the Hub.
+            - A name on the Hugging Face Hub: "timm/convnext_tiny.fb_in22k" (Apache 2.0
+              there), "timm/convnext_tiny.in12k", "timm/convnext_base.clip_laion2b",
+              "facebook/convnext-tiny-224"; "timm/convnext_tiny.dinov3_lvd1689m" or
+              "facebook/dinov3-convnext-tiny-pretrain-lvd1689m" (under DINOv3's license,
+              which goes with the model); "timm/convnext_tiny.eupe_lvd1689m" (for
+              non-commercial research). A path on disk of that name takes precedence.
+              "owner/name@revision" pins a branch, tag or commit.
             - A folder or file of transformers or timm: `.safetensors`,
               `pytorch_model.bin`. Mean and standard deviation are read from timm's
               `config.json` or transformers' `preprocessor_config.json` beside it.
@@ -236,9 +234,8 @@ def _convnext(size, depths, width, weights, input_shape, drop_path, name):
     # Read first, so that a wrong file raises before a large model is built.
     values = None if source is None else read_convnext_weights(source)
     normalization = IMAGENET if source is None else read_normalization(source)
-    channels, widened = input_shape[-1], False
-    if values and values.get(STEM, np.empty(0)).shape[2:3] == (3,) != (channels,):
-        values[STEM], widened = widen_kernel(values[STEM], channels), True
+    channels = input_shape[-1]
+    widened = widen_stem(values or {}, STEM, channels)
     inputs = keras.Input(input_shape, name=WIDENED if widened else None)
     rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
     x = inputs
@@ -273,20 +270,20 @@ def _source(size, weights):
             "Hugging Face Hub or a ConvNeXt of keras.applications. Received: "
             f"weights={weights!r} of type {type(weights).__name__}"
         )
-    imagenet = isinstance(weights, str) and weights == "imagenet"
-    if imagenet and size in IMAGENET_ON_THE_HUB:
+    if weights == "imagenet" and size in IMAGENET_ON_THE_HUB:
         # With a revision, it is never taken for a path in a folder `timm`.
         return f"{IMAGENET_ON_THE_HUB[size]}@main"
-    if imagenet or (str(weights).endswith(".h5") and os.path.isfile(weights)):
+    file_of_keras = str(weights).endswith(".h5") and os.path.isfile(weights)
+    if weights == "imagenet" or (file_of_keras and size not in IMAGENET_ON_THE_HUB):
         build = getattr(keras.applications, f"ConvNeXt{size}")
         return build(include_top=False, weights=weights, input_shape=(None, None, 3))
     return weights
 
 
 def _reduction(channels, stage, name):
-    """Return the layer in front of a stage's blocks: norm and convolution in one.
+    """Return one layer of the norm and the convolution in front of a stage's blocks.
 
-    So the stage before ends in front of the norm.
+    As one layer, the norm is not a part of the stage before.
     """
     part, end = ("stem", "") if stage == 0 else ("downsampling", f"_{stage - 1}")
     norm = _norm(f"{name}_{part}_layernorm{end}")

@@ -85,14 +85,14 @@ def default_preprocessing(backbone):
     """Return a layer that turns RGB in 0..255 into what `backbone` expects.
 
     It is an `Identity` if the backbone normalizes by itself (see `normalizes`), as
-    EfficientNet, MobileNetV3 and ConvNeXt of keras.applications do, or if its input has
-    more or fewer than three channels. Other families of keras.applications are
-    recognized by the names of their layers, those of keras-hub by classes; models of
-    keras-cv take 0..1. Everything else gets ImageNet's mean and standard deviation, as
-    in the paper (section 5), torchvision, timm and most of keras-hub's presets. A
-    backbone that `widen_input` made gets what it would on three channels, repeated as
-    its kernels were. Where the backbone's needs are not known, a printed line says what
-    was chosen. The name of the layer tells it too.
+    ConvNeXt, here and in keras.applications, and EfficientNet and MobileNetV3 there do,
+    or if its input has more or fewer than three channels. Other families of
+    keras.applications are recognized by the names of their layers, those of keras-hub
+    by classes; models of keras-cv take 0..1. Everything else gets ImageNet's mean and
+    standard deviation, as in the paper (section 5), torchvision, timm and most of
+    keras-hub's presets. A backbone that `widen_input` made gets what it would on three
+    channels, repeated as its kernels were. Where the backbone's needs are not known, a
+    printed line says what was chosen. The name of the layer tells it too.
     """
     channels = backbone.inputs[0].shape[-1]
     widened = channels != 3 and is_widened(backbone)
