@@ -233,6 +233,26 @@ def test_weights_of_mit_are_repeated(channels, tmp_path, capsys):
     assert "not normalized" in capsys.readouterr().out
 
 
+@pytest.mark.integration
+def test_a_whole_segformer_gives_the_same_logits_where_rgb_is_repeated(
+    tmp_path, capsys
+):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("safetensors")
+    config = transformers.SegformerConfig(num_labels=4)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    capsys.readouterr()
+    three = ksa.SegFormerB0(weights=tmp_path)
+    six = ksa.SegFormerB0(weights=tmp_path, input_shape=(None, None, 6))
+    assert "repeated for the 6 channels" in capsys.readouterr().out
+    assert six.weights_origin == three.weights_origin
+    expected = three(RGB)["logits"]
+    assert_close(six(repeated(RGB, 6))["logits"], expected, 1e-4)
+    six.save(tmp_path / "six.keras")
+    loaded = keras.models.load_model(tmp_path / "six.keras")
+    assert_close(loaded(repeated(RGB, 6))["logits"], expected, 1e-4)
+
+
 def test_weights_of_mit_for_the_same_channels_are_loaded_as_they_are(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

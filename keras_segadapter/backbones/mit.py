@@ -7,9 +7,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_segadapter.backbones.mit_weights import assign_mit_weights, read_mit_weights
+from keras_segadapter.backbones.mit_weights import (
+    STEM,
+    assign_mit_weights,
+    read_mit_weights,
+)
 from keras_segadapter.backbones.origin import name_origin
-from keras_segadapter.backbones.widening import WIDENED, widen_kernel
+from keras_segadapter.backbones.widening import WIDENED, widen_stem
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
 from keras_segadapter.validation import (
     check_feature_map,
@@ -254,11 +258,7 @@ def _mit(size, depths, channels, weights, input_shape, drop_path, name):
         weights = f"nvidia/mit-{size}@main"
     # Read first, so that a wrong file raises before a large model is built.
     values = None if weights is None else read_mit_weights(weights)
-    stem, widened = "patch_embed.0.proj.weight", False
-    if values and stem in values and input_shape[-1] != 3:
-        widened = values[stem].shape[2:3] == (3,)  # (h, w, 3, filters)
-    if widened:
-        values[stem] = widen_kernel(values[stem], input_shape[-1])
+    widened = widen_stem(values or {}, STEM, input_shape[-1])
     inputs = keras.Input(input_shape, name=WIDENED if widened else None)
     rates = iter(np.linspace(0, drop_path, sum(depths)).tolist())
     x = inputs

@@ -55,6 +55,8 @@ NVLABS = (
     (r"\.dwconv\.dwconv\.", ".dwconv."),
 )
 
+STEM = "patch_embed.0.proj.weight"  # the kernel that reads the image
+
 # Layers of a stage and of a block in `MiTB0` to `MiTB5`, and their names here.
 STAGE = {
     "embed": "patch_embed.{}.proj",

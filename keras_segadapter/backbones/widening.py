@@ -86,6 +86,23 @@ def widen_kernel(kernel, channels):
     return _repeat(kernel, channels, axis=2) * np.float32(3 / channels)
 
 
+def widen_stem(values, name, channels):
+    """Widen the first kernel among arrays in place, if it is one for RGB.
+
+    Args:
+        values: Dict of arrays by name.
+        name: Name of the kernel, which may be missing.
+        channels: Integer. Number of channels that the model takes.
+
+    Returns:
+        Whether it was widened: there are other channels than three.
+    """
+    widened = channels != 3 and np.shape(values.get(name))[2:3] == (3,)
+    if widened:
+        values[name] = widen_kernel(values[name], channels)
+    return widened
+
+
 def repeat_by_color(values, channels):
     """Return values for red, green and blue for `channels` channels, as a list.
 

@@ -5,8 +5,9 @@ import operator
 import keras
 
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
-from keras_segadapter.backbones.mit_weights import assign_mit_weights
+from keras_segadapter.backbones.mit_weights import STEM, assign_mit_weights
 from keras_segadapter.backbones.origin import name_origin
+from keras_segadapter.backbones.widening import widen_input, widen_stem
 from keras_segadapter.data.labels import ADE20K, CITYSCAPES
 from keras_segadapter.models.segformer_weights import (
     assign_segformer_weights,
@@ -15,7 +16,7 @@ from keras_segadapter.models.segformer_weights import (
     read_segformer_weights,
 )
 from keras_segadapter.segmenter import Segmenter
-from keras_segadapter.validation import check_num_classes
+from keras_segadapter.validation import check_input_shape, check_num_classes
 
 # NVIDIA's checkpoints on the Hub. With a revision, their names are never taken for a
 # path in a folder `nvidia`.
@@ -60,7 +61,8 @@ def SegFormerB0(
 
             All but the last need the extra `weights`; PyTorch's files need torch.
         input_shape: Tuple `(height, width, channels)`, with None for an open height or
-            width. Defaults to `(None, None, 3)`.
+            width. Weights for RGB are repeated for other numbers of channels, as by
+            `widen_input`. Defaults to `(None, None, 3)`.
         drop_path: Number in [0, 1). Stochastic depth: the rate at which the last
             block's residuals are dropped in training. It rises linearly from 0 at the
             first block. Defaults to `0.1`.
@@ -197,7 +199,11 @@ def _segformer(
     class_names = colors = None
     if decoder:
         class_names, colors = _names_and_colors(weights, source, num_classes)
-    backbone = build(weights if of_mit else None, input_shape, drop_path)
+    *sides, image_channels = check_input_shape(input_shape)
+    if widen_stem(encoder, STEM, image_channels):
+        backbone = widen_input(build(None, (*sides, 3), drop_path), image_channels)
+    else:
+        backbone = build(weights if of_mit else None, input_shape, drop_path)
     model = Segmenter(
         backbone,
         num_classes,
