@@ -210,8 +210,12 @@ def test_the_final_norm_stands_in_front_of_the_neck(adapters):
     np.testing.assert_array_equal(seen[3], adapted[3])  # The last tap lies behind it.
 
 
-def test_taps_that_all_lie_in_front_of_the_final_norm():
+@pytest.mark.parametrize("pooled", [False, True])
+def test_taps_that_all_lie_in_front_of_the_final_norm(pooled):
     backbone = plain_vit()
+    if pooled:
+        vector = layers.GlobalAveragePooling1D()(backbone.output)
+        backbone = keras.Model(backbone.input, vector)
     seen, adapted = into_neck_and_out_of_adapters(backbone, taps=BLOCKS)
     norm = backbone.get_layer("final_norm")
     for one, other in zip(seen, adapted, strict=True):
@@ -280,6 +284,21 @@ def test_a_line_names_the_neck_where_all_stages_are_coarse(capsys, tiny_backbone
 
 
 # Edges
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # by the converters
+def test_an_exported_file_of_open_size(tmp_path):
+    pytest.importorskip("onnxruntime")
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(WIDTH, 16, 16, name="block_0")(image)
+    x = layers.Conv2D(WIDTH, 3, padding="same", name="block_1")(x)
+    neck = ksa.SimpleFeaturePyramid([4, 0.5])
+    model = build(keras.Model(image, x), neck, taps=BLOCKS[:2])
+    size = (64, 96) if keras.backend.backend() == "jax" else None
+    ksa.export_model(model, tmp_path / "m.onnx", size=size)
+    image = batch((64, 96))[0][0]
+    assert ksa.compare_exported(model, tmp_path / "m.onnx", image).difference < 1e-4
 
 
 @pytest.mark.integration

@@ -6,6 +6,7 @@ import math
 import keras
 from keras import layers
 
+from keras_segadapter.graph.probe import Graph
 from keras_segadapter.graph.replay import record, replay
 from keras_segadapter.graph.stages import stage_keys
 from keras_segadapter.layers.adapter import SegAdapter
@@ -182,15 +183,13 @@ def run_neck(neck, backbone, stages, features):
     """
     if neck is None:
         return features
-    position, end = _last_call(backbone)
-    if end.is_tokens and isinstance(end.operation, layers.LayerNormalization):
-        features = [
-            end.operation(x)
-            if stage.position < position and stage.channels == end.shape[-1]
-            else x
+    position, norm = _final_norm(backbone, stages)
+    maps = neck(
+        [
+            norm(x) if stage.position < position else x
             for stage, x in zip(stages, features, strict=True)
         ]
-    maps = neck(features)
+    )
     shapes = [getattr(x, "shape", ()) for x in keras.tree.flatten(maps)]
     fit = all(len(shape) == 4 and shape[-1] for shape in shapes)
     if not isinstance(maps, (list, tuple)) or not maps or not fit:
@@ -202,16 +201,22 @@ def run_neck(neck, backbone, stages, features):
     return list(maps)
 
 
-def _last_call(backbone):
-    """Return the last call that makes an output of the backbone, and its position."""
-    recording = record(backbone)
-    outputs = {id(tensor) for tensor in recording.outputs}
-    ends = [
-        (position, call)
-        for position, call in enumerate(recording.calls)
-        if outputs & {id(tensor) for tensor in call.outputs}
-    ]
-    return ends[-1]
+def _final_norm(backbone, stages):
+    """Return the position of a vision transformer's final norm, and the norm.
+
+    The position is -1 where all tokens pass through no layer norm at or behind the last
+    of the stages, or where these differ in channels.
+    """
+    graph = Graph(backbone)
+    channels = {stage.channels for stage in stages}
+    for position in reversed(graph.points):
+        call = graph.calls[position]
+        norm = isinstance(call.operation, layers.LayerNormalization)
+        if position < max(stage.position for stage in stages):
+            break
+        if norm and call.is_tokens and channels == {call.shape[-1]}:
+            return position, call.operation
+    return -1, None
 
 
 def neck_divisor(neck, stages, features):
