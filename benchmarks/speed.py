@@ -129,7 +129,7 @@ def growth(do, model):
 
 def convnext(do, backend):
     """Return the section of our ConvNeXt beside that of keras.applications."""
-    shared = {"do": do, "on": backend, "batch": 1, "size": 256}
+    shared = {"do": do, "on": backend, "batch": 1, "size": 256, "threads": 1}
     tasks = [{**shared, "model": name} for name in BACKBONES]
     word = {"infer": "inference", "train": "training"}[do]
     return f"convnext: {word}, batch 1, on {backend}", 5, tasks
@@ -453,9 +453,12 @@ def start(task):
         The process and the facts that it printed, or None if it failed.
     """
     backend = task["on"] if task["on"] in BACKENDS else "torch"
+    env = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if "threads" in task:
+        env["OMP_NUM_THREADS"] = str(task["threads"])
     worker = subprocess.Popen(
         [sys.executable, __file__, "--task", json.dumps(task)],
-        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -569,6 +572,8 @@ def what(run):
         name += f", {run['size']} x {run['size']}"
     if "classes" in run:
         name += f", K = {run['classes']}"
+    if "threads" in run:
+        name += f", OMP_NUM_THREADS={run['threads']}"
     return name
 
 
