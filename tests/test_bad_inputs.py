@@ -7,6 +7,7 @@ bad arguments of the layers in the test files of the layers.
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 
 import keras_segadapter as ksa
 from keras_segadapter import SegAdapter, build_segmenter
@@ -550,16 +551,15 @@ def test_bad_number(name, value):
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.integration
 def test_freezing_after_compile(trainable):
     network = backbone()
     network.trainable = not trainable
     model = build_segmenter(network, 2)
-    model.compile()
+    model.compile(run_eagerly=EAGER)
     network.trainable = trainable
     with pytest.raises(ValueError, match=r"frozen or unfrozen after compile.*again"):
         model.fit(IMAGES, MASKS, verbose=0)
-    model.compile()
+    model.compile(run_eagerly=EAGER)
     model.fit(IMAGES, MASKS, verbose=0)
 
 

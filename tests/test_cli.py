@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 from PIL import Image
 
 import keras_segadapter as ksa
@@ -492,6 +493,16 @@ def test_a_dataset_of_tensorflow_datasets_trains(tmp_path, capsys):
     assert "2 images" in printed and "background" in printed
 
 
+def train_eagerly(monkeypatch):
+    """Spare the few steps of large models the time in which they become a graph."""
+    compile_ = ksa.Segmenter.compile
+
+    def compile_eagerly(self, *args, **kwargs):
+        compile_(self, *args, **{**kwargs, "run_eagerly": EAGER})
+
+    monkeypatch.setattr(ksa.Segmenter, "compile", compile_eagerly)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["MiTB0", "ConvNeXtAtto", "MobileNetV3Small", "keras_hub", "keras_cv"]
@@ -500,6 +511,7 @@ def test_a_backbone_of_each_library_trains(tmp_path, monkeypatch, name):
     import test_stages
 
     monkeypatch.setattr(backbones, "small_backbone", SMALL_BACKBONE)
+    train_eagerly(monkeypatch)
 
     # A preset's name needs the network; a folder of the same form does not.
     if name == "keras_hub":

@@ -14,6 +14,7 @@ from conftest import EAGER
 
 import keras_segadapter as ksa
 from keras_segadapter import build_segmenter, saving, segmenter
+from keras_segadapter.backbones.mit import EfficientSelfAttention, MixFFN
 
 K = 3
 RNG = np.random.default_rng(0)
@@ -165,11 +166,17 @@ def test_a_frozen_backbone_stays_frozen(tiny_backbone, tmp_path):
     assert len(loaded.trainable_variables) > len(model.trainable_variables)
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny", pytest.param("MiTB0", marks=pytest.mark.slow)]
-)
-def test_layers_frozen_after_building_come_back_frozen(tmp_path, tiny_backbone, name):
-    backbone = ksa.MiTB0() if name == "MiTB0" else tiny_backbone()
+def nested_layers():
+    """Build a backbone of the layers of a MiT, which hold other layers."""
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(8, 4, 4)(inputs)
+    x = x + EfficientSelfAttention(num_heads=2, reduction=2)(x)
+    return keras.Model(inputs, x + MixFFN(ratio=2)(x))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_layers_frozen_after_building_come_back_frozen(tmp_path, tiny_backbone, nested):
+    backbone = nested_layers() if nested else tiny_backbone()
     model = build_segmenter(backbone, K, head=ksa.MLPHead(K, 8))
     backbone.trainable = model.adapters[0].trainable = False
     model.save(tmp_path / "model.keras")
