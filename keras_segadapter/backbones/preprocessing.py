@@ -91,8 +91,8 @@ def default_preprocessing(backbone):
     by classes; models of keras-cv take 0..1. Everything else gets ImageNet's mean and
     standard deviation, as in the paper (section 5), torchvision, timm and most of
     keras-hub's presets. A backbone that `widen_input` made gets what it would on three
-    channels, repeated as its kernels were. Where the backbone's needs are not known, a
-    printed line says what was chosen. The name of the layer tells it too.
+    channels, repeated as its kernels were. Then, and where the backbone's needs are not
+    known, a printed line says what was chosen. The name of the layer tells it too.
     """
     channels = backbone.inputs[0].shape[-1]
     widened = channels != 3 and is_widened(backbone)
@@ -105,17 +105,18 @@ def default_preprocessing(backbone):
         choice, why = "none", f"not normalized, because they have {channels} channels"
     else:
         choice, why = _family(backbone), None
-    if choice is None:
-        choice = "imagenet"
-        why = (
-            "normalized by ImageNet's mean and standard deviation, because "
-            "keras_segadapter does not know what it expects"
-        )
+    unknown = choice is None
+    if unknown:
+        choice, why = "imagenet", "normalized by ImageNet's mean and standard deviation"
     if widened and choice != "none":
-        why = (
-            f"{why or 'normalized as RGB'}, with its values repeated for the {channels}"
+        why = why or "normalized by the values for RGB"
+        why += (
+            ", averaged for one channel"
+            if channels == 1
+            else f", repeated for {channels} channels"
         )
-        why += " channel" + "s" * (channels > 1)
+    if unknown:
+        why += ", because keras_segadapter does not know what it expects"
     if why:
         print(
             f"Images for the backbone '{backbone.name}' are {why}. To change this, "
