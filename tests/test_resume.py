@@ -192,6 +192,8 @@ def test_the_command_killed_three_times_resumes_to_the_same_weights(tmp_path):
         Image.fromarray(image).save(tmp_path / f"data/images/{i:02}.png")
         Image.fromarray(mask).save(tmp_path / f"data/masks/{i:02}.png")
     options = [tmp_path / "data", "--classes", 8, "--batch", 2, "--epochs", 5]
+    # As in `build`: five processes compile the model.
+    options += ["--no-adapters", "--size", 48, 48]
     through, killed = tmp_path / "through", tmp_path / "killed"
     assert start(*options, "--out", through).wait() == 0
     written = [through / f"pictures/epoch_000{i}.png" for i in (4, 5)]
