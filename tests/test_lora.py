@@ -9,7 +9,7 @@ from numpy_method import array, assert_close
 
 import keras_segadapter as ksa
 from keras_segadapter.backbones.mit import EfficientSelfAttention
-from keras_segadapter.lora import lora_layers, lora_merged
+from keras_segadapter.lora_state import lora_layers, lora_merged
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (2, 16, 24, 3)).astype("float32")
@@ -39,6 +39,11 @@ def build(adapters=False, lora=True, rank=2, compiled=True, **options):
     return model
 
 
+def with_layer(layer):
+    inputs = keras.Input((None, None, 3))
+    return keras.Model(inputs, layer(layers.Conv2D(8, 4, 4)(inputs)), name="small")
+
+
 def train(model, epochs=1, **kwargs):
     model.fit(IMAGES, MASKS, epochs=epochs, shuffle=False, verbose=0, **kwargs)
     return model
@@ -61,6 +66,13 @@ def named(model):
 def same(first, second):
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 # Contract
@@ -217,6 +229,17 @@ def test_layers_unfrozen_afterwards_learn_and_are_saved_so(tmp_path):
     assert len(loaded.trainable_variables) == count - 8
 
 
+@pytest.mark.usefixtures("mixed_precision")
+def test_low_precision(tmp_path):
+    model = train(build())
+    assert {w.dtype for w in model.trainable_weights} == {"float32"}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    same([logits(loaded)], [logits(model)])
+    with lora_merged(model):
+        assert_close(logits(model), logits(loaded), 5e-2)
+
+
 def test_merged_kernels_compute_the_same_without_lora():
     model = train(build())
     expected, kernels = logits(model), named(model.backbone)
@@ -296,17 +319,32 @@ def test_blocks_of_keras_hub_learn_by_lora(tmp_path):
     same([array(loaded(images)["logits"])], [array(model(images)["logits"])])
 
 
+class Holder(layers.Layer):
+    def __init__(self):
+        super().__init__(name="holder")
+        self.inner = layers.Dense(8)
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+        self.scale = self.add_weight(shape=(8,), name="kernel")
+
+    def call(self, inputs):
+        return self.scale * self.inner(inputs)
+
+
+def test_a_weight_beside_an_inner_layer_is_frozen():
+    backbone = with_layer(Holder())
+    ksa.enable_lora(backbone, "inner", rank=2)
+    learning = [weight.name for weight in backbone.trainable_weights]
+    assert learning == ["lora_kernel_a", "lora_kernel_b"]
+
+
 # Edges
 
 
 class Bypassing(layers.Dense):
     def call(self, inputs):
         return keras.ops.matmul(inputs, self.weights[0])
-
-
-def with_layer(layer):
-    inputs = keras.Input((None, None, 3))
-    return keras.Model(inputs, layer(layers.Conv2D(8, 4, 4)(inputs)), name="small")
 
 
 @pytest.mark.parametrize(

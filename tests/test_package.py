@@ -25,6 +25,7 @@ READING_ORDER = [
     "layers.head",
     "layers.segformer_head",
     "layers",
+    "graph.inside",
     "graph.replay",
     "graph.probe",
     "graph.blocks",
@@ -40,6 +41,7 @@ READING_ORDER = [
     "backbones.convnext",
     "backbones.preprocessing",
     "backbones",
+    "lora_state",
     "lora",
     "visualization",
     "data.scenes",
@@ -110,7 +112,7 @@ READING_ORDER = [
 # Their examples train in a graph, which takes seconds.
 SLOW_EXAMPLES = (
     *("AdaptConvNeXtTiny", "AdaptMiTB0", "MiTB0", "SegFormerB0", "Segmenter"),
-    *("TrainingPictures", "cost_report", "find_stages"),
+    *("TrainingPictures", "cost_report", "enable_lora", "find_stages"),
 )
 
 
