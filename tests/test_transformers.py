@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import EAGER
 from keras import ops
-from numpy_method import maps
+from numpy_method import assert_close, maps
 
 import keras_segadapter as ksa
 from keras_segadapter.graph.splice import splice
@@ -310,29 +310,54 @@ def test_keras_hubs_transformers(family, tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # keras-hub and transformers warn at import
+def test_the_neck_gets_the_feature_maps_of_transformers_dinov3(tmp_path):
+    keras_hub = pytest.importorskip("keras_hub")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(
+        patch_size=8,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        num_register_tokens=4,
+        image_size=32,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        apply_layernorm=True,  # the final norm on each of them
+        reshape_hidden_states=True,  # without class token and registers
+    )
+    reference = transformers.DINOv3ViTBackbone(config).eval()
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight += torch.from_numpy(rng.normal(0, 0.1, tuple(weight.shape)))
+    reference.save_pretrained(tmp_path)
+    backbone = keras_hub.models.Backbone.from_preset(str(tmp_path))
+    model = ksa.build_segmenter(
+        backbone,
+        3,
+        adapters=False,
+        neck=layers.Identity(),
+        preprocessing=layers.Identity(),
+    )
+    x = maps(2, 32, 32, 3)
+    seen = keras.Model(model.input, [*model.neck.input]).predict(x, verbose=0)
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(x).permute(0, 3, 1, 2)).feature_maps
+    for features, theirs in zip(seen, expected, strict=True):
+        assert_close(features, theirs.permute(0, 2, 3, 1).numpy(), 1e-5)
+
+
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")  # keras-hub's dependencies warn at import
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_taps_of_dinov3_go_through_its_final_norm(dtype):
-    keras.config.set_dtype_policy(dtype)
+def test_keras_hubs_dinov3_in_low_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")  # JAX has no float16 for it on CPUs
     try:
-        backbone = keras_hubs("DINOV3")
-        model = frozen_segmenter(backbone)
+        model = frozen_segmenter(keras_hubs("DINOV3"))
     finally:
         keras.config.set_dtype_policy("float32")
-    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), "uint8")
-    stages = [backbone.pyramid_outputs[f"stage{i}"] for i in (1, 2, 3)]
-    normalized = [backbone.layernorm(x) for x in stages]  # as apply_layernorm=True does
-    tokens = keras.Model(backbone.input, normalized).predict(images / 255, verbose=0)
-    for adapter in model.adapters:
-        for scale in adapter.scales:
-            scale.assign(0 * scale)
-    seen = keras.Model(model.input, model.features["outputs"][:3])
-    for x, reference in zip(seen.predict(images, verbose=0), tokens, strict=True):
-        norm = ops.convert_to_numpy(ops.cast(backbone.layernorm(x), "float32"))
-        reference = ops.convert_to_numpy(ops.cast(reference, "float32"))[:, 5:]
-        atol = 1e-4 if dtype == "float32" else 0.1
-        np.testing.assert_allclose(norm.reshape(reference.shape), reference, atol=atol)
-    logits = model.predict(images, verbose=0)
+    logits = model.predict(np.zeros((1, 32, 32, 3), "uint8"), verbose=0)
     assert logits.dtype == "float32" and np.isfinite(logits).all()
 
 
