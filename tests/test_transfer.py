@@ -371,7 +371,17 @@ def test_tokens_are_adapted_and_keep_the_weights_of_classes(neck):
         assert_close(values, scores(new)[key][..., [2, 0, 1]], 1e-4)
 
 
-def test_a_sequential_backbone_of_fixed_size_and_two_taps(tiny_backbone):
+def test_lora_in_the_backbone_goes_on(tiny_backbone):
+    old = trained(tiny_backbone(), adapters=False)
+    ksa.enable_lora(old, "reduce_1", rank=2)
+    learning = ids(*old.backbone.trainable_weights)
+    for new in (ksa.add_adapters(old), ksa.change_classes(old, ["sky", "car"])):
+        assert ids(*new.backbone.trainable_weights) == learning
+        assert learning <= ids(*new.trainable_weights)
+    assert len(learning) == 2
+
+
+def test_a_sequential_backbone_of_fixed_size_and_one_tap():
     backbone = keras.Sequential(
         [
             keras.Input((32, 48, 4)),
