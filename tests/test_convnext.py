@@ -189,6 +189,15 @@ def test_stages_end_in_sums_in_front_of_the_norms():
     assert all(s.name.startswith("add") for s in stages)
 
 
+def test_the_last_norm_can_be_tapped():
+    # Files with the ConvNeXt of keras.applications, as it was tapped before, do so.
+    backbone = narrow()
+    taps = [*ksa.find_stages(backbone)[:3], "narrow_layernorm"]
+    model = ksa.build_segmenter(backbone, 3, taps=taps)
+    again = ksa.Segmenter.from_config(model.get_config())
+    assert [m.stages[-1].name for m in (model, again)] == ["narrow_layernorm"] * 2
+
+
 @pytest.mark.integration
 def test_a_backbone_and_a_segmenter_come_back_from_their_files(tmp_path):
     backbone = narrow(drop_path=0.5)
