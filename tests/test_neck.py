@@ -68,7 +68,6 @@ def test_a_model_with_a_neck_saves_and_loads(tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert loaded.neck.get_config() == model.neck.get_config()
-    assert loaded.size_divisor == 32
     results = (each.predict(images, verbose=0) for each in (loaded, model))
     np.testing.assert_allclose(*results, atol=1e-5)
 
@@ -175,8 +174,27 @@ def test_logits_are_at_the_finest_stride_and_scores_at_their_own():
     assert [stage.stride for stage in model.stages] == [16] * 4
     assert model.output["logits"].shape == (None, 8, 12, K)
     assert model.output["aux"].shape == (None, 2, 3, K)
-    assert model.size_divisor == 32
-    assert ksa.build_segmenter(plain_vit(), K).size_divisor == 16
+
+
+def test_images_are_padded_to_the_necks_deepest_stride():
+    class Pooled(layers.Layer):
+        def call(self, inputs):
+            return [inputs[0], ops.mean(inputs[-1], axis=(1, 2), keepdims=True)]
+
+    backbone = plain_vit(size=(None, None))
+    for neck, divisor in [
+        (ksa.SimpleFeaturePyramid(), 32),
+        (ksa.SimpleFeaturePyramid([4, 2, 1, 1]), 16),
+        (ksa.SimpleFeaturePyramid([1, 0.5, 0.25, 0.25]), 64),
+        (Pooled(), 16),
+    ]:
+        model = build(backbone, neck, adapters=False)
+        assert model.size_divisor == divisor
+    images, _ = batch((21, 30))
+    model = build(backbone)
+    padded = np.pad(images, ((0, 0), (0, 11), (0, 2), (0, 0)), mode="edge")
+    expected = model.predict(padded, verbose=0)[:, :21, :30].argmax(-1)
+    np.testing.assert_array_equal(model.segment(images), expected)
 
 
 def test_an_auxiliary_layer_gets_the_necks_maps():
@@ -215,7 +233,6 @@ def test_without_a_final_norm_the_neck_gets_the_features_as_they_are(tiny_backbo
 def test_an_identity_adds_the_final_norm_alone():
     model = build(neck=layers.Identity(), adapters=False)
     assert model.output["logits"].shape == (None, 2, 3, K)
-    assert model.size_divisor == 16
     plain = ksa.build_segmenter(model.backbone, K, head=model.head, adapters=False)
     images, _ = batch()
     difference = model.predict(images, verbose=0) - plain.predict(images, verbose=0)

@@ -208,13 +208,13 @@ def _final_norm(backbone, stages):
     of the stages, or where these differ in channels.
     """
     graph = Graph(backbone)
+    last = max(stage.position for stage in stages)
     channels = {stage.channels for stage in stages}
     for position in reversed(graph.points):
         call = graph.calls[position]
         norm = isinstance(call.operation, layers.LayerNormalization)
-        if position < max(stage.position for stage in stages):
-            break
-        if norm and call.is_tokens and channels == {call.shape[-1]}:
+        fits = call.is_tokens and channels == {call.shape[-1]}
+        if norm and fits and position >= last:
             return position, call.operation
     return -1, None
 
@@ -227,15 +227,16 @@ def neck_divisor(neck, stages, features):
         stages: List of `Stage`.
         features: List of symbolic feature maps, the inputs of the neck.
     """
-    if neck is None:
-        return 1
+    if neck is None or None not in features[0].shape[1:3]:
+        return 1  # Images for a model of fixed size are not padded.
     side = 64 * math.lcm(*(stage.stride for stage in stages))  # of an image, in pixels
     maps = [
         keras.KerasTensor((1, *[side // stage.stride] * 2, stage.channels), x.dtype)
         for stage, x in zip(stages, features, strict=True)
     ]
-    sides = [x.shape[1] for x in neck.compute_output_spec(maps)]
-    return math.lcm(*(side // new for new in sides if new and side % new == 0))
+    sides = [x.shape[1] or 0 for x in neck.compute_output_spec(maps)]
+    # Maps of a few pixels were pooled to a fixed size.
+    return math.lcm(*(side // new for new in sides if new >= 8 and side % new == 0))
 
 
 def _grid(image, stride):
