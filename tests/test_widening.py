@@ -159,6 +159,11 @@ def test_scales_of_colors_are_repeated():
     assert gray.get_layer("normal").get_config()["variance"] == [5]
 
 
+def test_one_scale_for_all_colors_stays_one():
+    backbone = small(layers.Rescaling([0.5], name="scale"))
+    assert widen_input(backbone, 4).get_layer("scale").scale == [0.5]
+
+
 def test_an_adapted_normalization_keeps_its_statistics():
     normal = layers.Normalization()
     normal.adapt(RGB)
@@ -222,14 +227,13 @@ def test_weights_of_mit_are_repeated(channels, tmp_path, capsys):
     config = transformers.SegformerConfig()  # MiT-B0
     reference = transformers.SegformerModel(config)
     torch.save(reference.state_dict(), tmp_path / "mit.pth")
-    model = ksa.AdaptMiTB0(3, tmp_path / "mit.pth", (None, None, channels))
+    model = ksa.MiTB0(tmp_path / "mit.pth", (None, None, channels))
     kernel = read_mit_weights(tmp_path / "mit.pth")["patch_embed.0.proj.weight"]
-    stem = model.backbone.get_layer("stage1_embed")
+    stem = model.get_layer("stage1_embed")
     assert_close(stem.kernel, widen_kernel(kernel, channels), 1e-6)
-    assert model.preprocessing.name == "preprocessing_imagenet"
+    assert default_preprocessing(model).name == "preprocessing_imagenet"
     assert "by the values for RGB, " in capsys.readouterr().out
-    assert model.segment(repeated(RGB[0], channels)).shape == (64, 64)
-    ksa.AdaptMiTB0(3, None, (None, None, channels))  # with random weights
+    default_preprocessing(ksa.MiTB0(None, (None, None, channels)))  # of random weights
     assert "not normalized" in capsys.readouterr().out
 
 
@@ -260,7 +264,8 @@ def test_weights_of_mit_for_the_same_channels_are_loaded_as_they_are(tmp_path, c
         transformers.SegformerConfig(num_channels=5)
     )
     torch.save(reference.state_dict(), tmp_path / "mit.pth")
-    model = ksa.AdaptMiTB0(3, tmp_path / "mit.pth", (None, None, 5))
+    model = ksa.MiTB0(tmp_path / "mit.pth", (None, None, 5))
+    default_preprocessing(model)
     assert "not normalized" in capsys.readouterr().out
     assert model.input_shape[-1] == 5
 

@@ -18,11 +18,14 @@ def widen_input(backbone, channels):
     """Return a pretrained backbone that takes images of any number of channels.
 
     The first convolution's kernels for red, green and blue are repeated in turn,
-    `kernel[:, :, c % 3] * 3 / channels`; for one channel they are added. So an image
-    that repeats RGB gives the same features, and so does a gray one in one channel.
-    This is timm's rule. Means and standard deviations before the convolution are
-    repeated likewise, and averaged for one channel. `MiTB0` and its like do all of this
-    by themselves where `weights` and more channels are given.
+    `kernel[:, :, c % 3] * 3 / channels`; for one channel they are added. This is timm's
+    rule. Means and standard deviations in front of it are repeated likewise; for one
+    channel they are averaged. So an image that repeats RGB gives the features of RGB,
+    and a gray one in one channel those of gray RGB, or nearly so where the averages
+    count. `build_segmenter` normalizes by the same rule.
+
+    `MiTB0`, `ConvNeXtTiny`, `SegFormerB0` and their like need no such call: they repeat
+    weights for RGB by themselves where `input_shape` has other channels.
 
     The layers behind the first convolution are shared with `backbone`, weights
     included. Those before it may be padding, resizing and other operations that treat
@@ -75,7 +78,7 @@ def widen_input(backbone, channels):
 
 
 def is_widened(backbone):
-    """Return whether a functional model was made by `widen_input`, or holds such."""
+    """Return whether a functional model was widened, or holds one that was."""
     names = (operation.name for operation in backbone.operations)
     inner = (op for op in backbone.operations if hasattr(op, "operations"))
     return WIDENED in names or any(map(is_widened, inner))
@@ -108,7 +111,7 @@ def repeat_by_color(values, channels):
 
     One value for all stays one value.
     """
-    if np.ndim(values) == 0:
+    if np.size(values) == 1:
         return values
     return _repeat(np.reshape(values, 3), channels, axis=0).tolist()
 
