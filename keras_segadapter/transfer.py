@@ -1,4 +1,4 @@
-"""Go on from a trained segmenter: with adapters, or with other classes."""
+"""Transfer of a trained segmenter: to a model with adapters, or to other classes."""
 
 import inspect
 
@@ -16,6 +16,7 @@ from keras_segadapter.validation import (
     check_num_classes,
     check_number,
     check_segmenter,
+    is_auto,
 )
 from keras_segadapter.visualization import palette
 
@@ -100,7 +101,7 @@ def add_adapters(model, adapters=True, *, scale_init=0.0, aux="auto", name=None)
             "`scale_init` is for the adapters of adapters=True. Give it to each "
             f"SegAdapter of the list instead. Received: scale_init={scale_init}"
         )
-    if isinstance(aux, str) and aux == "auto":
+    if is_auto(aux):
         aux = "sum" if model.aux is None else model.aux
     return _like(model, adapters=adapters, aux=aux, name=name or model.name)
 
