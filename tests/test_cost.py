@@ -38,6 +38,16 @@ class ToNumPy(layers.Layer):
         return input_shape
 
 
+class Positions(layers.Layer):
+    """Positions that depend on the image's size alone, as for rotary attention."""
+
+    def call(self, inputs):
+        return ops.zeros((1, 1, 6))
+
+    def compute_output_shape(self, input_shape):
+        return (1, 1, 6)
+
+
 class OpenSize(ToNumPy):
     """Such a layer, which leaves the size of its output open as well."""
 
@@ -114,6 +124,19 @@ def test_low_precision_costs_as_much(tiny_backbone):
 
 
 # Meaning
+
+
+def test_later_stages_may_read_positions_made_of_the_image():
+    image = keras.Input((16, 32, 3))
+    positions = Positions()(image)
+    fine = layers.Conv2D(6, 4, 4, name="fine")(image)
+    coarse = layers.Conv2D(6, 2, 2, name="coarse")(layers.Add()([positions, fine]))
+    model = ksa.build_segmenter(
+        keras.Model(image, coarse), 3, taps=["fine", "coarse"], adapters=False
+    )
+    first, second = rows(cost_report(model, (16, 32)), "backbone")
+    assert first.multiply_adds == 4 * 8 * (4 * 4 * 3 * 6)
+    assert second.multiply_adds == 2 * 4 * (2 * 2 * 6 * 6)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,31 @@ def test_a_transformer_trains_saves_and_loads(encoder, tmp_path):
     assert model.segment(images[0, :21, :30]).shape == (21, 30)
 
 
+def test_adapters_called_by_hand_on_tokens_learn():
+    image = keras.Input((32, 48, 3))
+    patches = layers.Conv2D(WIDTH, 8, 8)(image)  # (B, 4, 6, WIDTH)
+    tokens = LeadingTokens(3)(layers.Reshape((-1, WIDTH))(patches))
+    adapter = ksa.SegAdapter(3, scale_init=1.0)
+    tokens, scores = adapter([Block()(tokens), patches])
+    features = ksa.TokensToMap()([Block()(tokens), patches])
+    logits = ksa.MLPHead(3, channels=8)([features])
+    model = keras.Model(image, {"mask": logits, "coarse": scores})
+    loss = ksa.SegmentationCrossentropy()
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        {"mask": loss, "coarse": loss},
+        metrics={"mask": [ksa.MeanIoU(3)]},
+        run_eagerly=EAGER,
+    )
+    before = [ops.convert_to_numpy(w) for w in adapter.weights]
+    masks = np.random.default_rng(1).integers(0, 3, (2, 32, 48), "uint8")
+    masks = {"mask": masks, "coarse": masks}
+    history = model.fit(maps(2, 32, 48, 3), masks, verbose=0).history
+    assert np.isfinite(history["mask_mIoU"]).all()
+    for weight, old in zip(adapter.weights, before, strict=True):
+        assert np.any(ops.convert_to_numpy(weight) != old), weight.path
+
+
 def test_the_baseline_has_no_adapters():
     model = ksa.build_segmenter(transformer(), 3, adapters=False)
     assert not any(isinstance(layer, ksa.SegAdapter) for layer in model.layers)
