@@ -1,15 +1,19 @@
 """LoRA: layers of a backbone that learn a product of two small matrices."""
 
+import contextlib
+import functools
 import re
 
 import keras
 from keras import ops
 
-from keras_segadapter.graph.replay import as_functional, record
-from keras_segadapter.lora_state import let_learn, listed, lora_layers
+from keras_segadapter.graph.inside import layers_inside
+from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.validation import check_integer, check_positive, is_segmenter
 
-_SIDE = 32  # length of open sides of features on which layers are tried
+_LISTED = 4  # paths in one message
+# What a file holds of a layer; HDF5 would make groups of "/" in names.
+_PARTS = ("kernel", "a", "b")
 
 
 def enable_lora(model, pattern, rank, alpha=None):
@@ -67,52 +71,40 @@ def enable_lora(model, pattern, rank, alpha=None):
     search = _compiled(pattern).search
     backbone = model.backbone if is_segmenter(model) else model
     functional = as_functional(backbone)
-    inside = {*map(id, model.weights)}
-    able, matched = {}, {}
-    for path, layer in lora_layers(functional):
-        # Those behind the last stage are no part of a segmenter.
-        if inside.intersection(map(id, layer.weights)):
-            able[path] = layer
-            if search(path):
-                matched[path] = layer
+    # Those behind the last stage are no part of a segmenter.
+    inside = {id(weight) for weight in model.weights}
+    able = {
+        path: layer
+        for path, layer in lora_layers(functional)
+        if inside.intersection(map(id, layer.weights))
+    }
+    matched = {path: layer for path, layer in able.items() if search(path)}
     if not matched:
         raise ValueError(
             "`pattern` must match the path of a layer with a method `enable_lora`, as "
-            f"Dense, EinsumDense, Conv2D and Embedding have. Those of '{model.name}' "
-            f"are {listed(able) if able else 'none'}. Received: pattern={pattern!r}"
+            f"Dense, EinsumDense and Conv2D have. Those of '{model.name}' are "
+            f"{_listed(able) if able else 'none'}. Received: pattern={pattern!r}"
         )
-    users, tried = {}, {}
-    for call in record(functional).calls:
-        for _, layer in lora_layers(call.operation):
-            users.setdefault(id(layer), []).append(call)
     for path, layer in matched.items():
-        fault = None
-        if layer.lora_enabled:
-            fault = "has LoRA already"
-        elif getattr(layer, "kernel_constraint", None):
-            fault = "has a `kernel_constraint`"
-        elif getattr(layer, "quantization_mode", None):
-            fault = "is quantized"
-        elif not _computes_with_kernel(path, layer, users.get(id(layer), ()), tried):
-            fault = "is not called, or not with the property `kernel`"
-        if fault:
+        if layer.lora_enabled or layer.kernel_constraint:
+            fault = "LoRA already" if layer.lora_enabled else "a `kernel_constraint`"
             raise ValueError(
                 "LoRA can't be enabled in all layers that match. Choose a `pattern` "
                 f"that leaves this one out. Received: pattern={pattern!r}, and the "
-                f"layer '{path}' ({type(layer).__name__}) {fault}"
+                f"layer '{path}' ({type(layer).__name__}) has {fault}"
             )
     for layer in matched.values():
         layer.enable_lora(rank, lora_alpha=alpha)
+    factors = [w for _, layer in lora_layers(functional) for w in _factors(layer)]
     backbone.trainable = True  # so that setting it to False is a change
-    lora = [layer for _, layer in lora_layers(functional) if layer.lora_enabled]
-    let_learn(functional, {id(layer): ("a", "b") for layer in lora})
+    _let_learn(functional, factors)
     if is_segmenter(model):
         # On TensorFlow, functions traced before would go on without LoRA.
         for each in (model, model.scorer, model.for_inference()):
             each.make_predict_function(force=True)
     print(
         f"LoRA of rank {rank} is enabled in {len(matched)} layers of "
-        f"'{backbone.name}', whose other weights are frozen: {listed(matched)}."
+        f"'{backbone.name}', whose other weights are frozen: {_listed(matched)}."
     )
     return [*matched]
 
@@ -130,60 +122,142 @@ def _compiled(pattern):
         ) from error
 
 
-def _computes_with_kernel(path, layer, calls, tried):
-    """Return whether a layer's outputs change with what its property `kernel` returns.
+def lora_layers(model):
+    """Return pairs of the paths and the layers in a model whose kernels take LoRA."""
+    return [
+        (path, layer)
+        for path, layer in layers_inside(model)
+        if hasattr(layer, "lora_enabled") and hasattr(layer, "kernel")
+    ]
 
-    Layers of the same class in calls of the same class are tried once.
+
+def _factors(layer):
+    return [layer.lora_kernel_a, layer.lora_kernel_b] if layer.lora_enabled else []
+
+
+def _kernel(layer):
+    """Return the variable behind the property `kernel`, which adds the product."""
+    return next(weight for weight in layer.weights if weight.name == "kernel")
+
+
+def _let_learn(model, weights):
+    """Let these weights of a model learn, and freeze all its others."""
+    chosen = {id(weight) for weight in weights}
+    for _, layer in layers_inside(model):
+        if not isinstance(layer, keras.Model):
+            learns = any(id(weight) in chosen for weight in layer.weights)
+            # On TensorFlow, Keras hands down nothing but a change.
+            layer.trainable = not learns
+            layer.trainable = learns
+    for weight in model.weights:
+        weight.trainable = id(weight) in chosen
+
+
+def lora_settings(model):
+    """Return what `restore_lora` takes to set up LoRA in another model as in this one.
+
+    Returns:
+        Dict of "layers", pairs of rank and alpha by path, and "learning", the indices
+        of the model's trainable weights; or an empty dict without LoRA.
     """
-    for call in calls:
-        key = type(call.operation), type(layer), path.split("/")[-1]
-        if key not in tried:
-            tried[key] = _changes_with_kernel(call, layer)
-        if tried[key]:
-            return True
-    return False
-
-
-def _changes_with_kernel(call, layer):
-    """Return whether a call's outputs change where LoRA adds something to a kernel."""
-
-    def features(value):
-        if not isinstance(value, keras.KerasTensor):
-            return value
-        batch, *sides = value.shape
-        shape = (batch or 1, *(side or _SIDE for side in sides))
-        if "float" not in value.dtype:
-            return ops.zeros(shape, value.dtype)
-        return keras.random.normal(shape, dtype=value.dtype, seed=0)
-
-    args, kwargs = keras.tree.map_structure(features, (call.args, call.kwargs))
-
-    def run():
-        outputs = keras.tree.flatten(call.operation(*args, **kwargs))
-        return [ops.convert_to_numpy(output) for output in outputs]
-
-    name = "embeddings" if hasattr(layer, "embeddings") else "kernel"
-    shape = getattr(layer, name).shape
-    trial = {
-        f"lora_{name}_a": keras.random.normal((*shape[:-1], 1), seed=1),
-        f"lora_{name}_b": keras.random.normal((1, shape[-1]), seed=2),
-        "lora_enabled": True,
-        "lora_rank": 1,
-        "lora_alpha": 1,
+    found = {
+        path: [layer.lora_rank, layer.lora_alpha]
+        for path, layer in lora_layers(model)
+        if layer.lora_enabled
     }
-    old = {key: getattr(layer, key) for key in trial if hasattr(layer, key)}
+    learning = [index for index, w in enumerate(model.weights) if w.trainable]
+    return {"layers": found, "learning": learning} if found else {}
+
+
+def restore_lora(model, settings):
+    """Enable LoRA, where it is not yet enabled, and freeze what was frozen beside it.
+
+    The configs of some backbones do not say which of their layers are frozen.
+
+    Args:
+        model: A functional or Sequential model.
+        settings: Dict, as `lora_settings` returned it.
+
+    Raises:
+        ValueError: If the model lacks one of the layers.
+    """
+    if not settings:
+        return
+    layers = dict(lora_layers(model))
+    missing = [path for path in settings["layers"] if path not in layers]
+    if missing:
+        raise ValueError(
+            "The backbone must have the layers that have LoRA in the config. Was it "
+            "edited, or written by another version? Received: a config with LoRA in "
+            f"{_listed(missing)}"
+        )
+    for path, (rank, alpha) in settings["layers"].items():
+        if not layers[path].lora_enabled:
+            layers[path].enable_lora(rank)
+        layers[path].lora_alpha = alpha  # Keras' Dense builds itself without it.
+    _let_learn(model, [model.weights[index] for index in settings["learning"]])
+
+
+@contextlib.contextmanager
+def lora_merged(model):
+    """Merge LoRA into the kernels for a while, so that graphs are traced without it."""
+    layers = [layer for _, layer in lora_layers(model) if layer.lora_enabled]
+    kept = [ops.convert_to_numpy(_kernel(layer)) for layer in layers]
+    for layer in layers:
+        _kernel(layer).assign(layer.kernel)
+        layer.lora_enabled = False
     try:
-        before = run()
-        for key, value in trial.items():
-            setattr(layer, key, value)
-        after = run()
-    except Exception:  # of any kind: a foreign `call` that needs other sizes
-        return True
+        yield
     finally:
-        for key in trial:
-            if key in old:
-                setattr(layer, key, old[key])
-            elif hasattr(layer, key):
-                delattr(layer, key)
-    pairs = zip(before, after, strict=True)
-    return any((one != other).any() for one, other in pairs)
+        for layer, kernel in zip(layers, kept, strict=True):
+            _kernel(layer).assign(kernel)
+            layer.lora_enabled = True
+
+
+class LoraState(keras.Layer):
+    """The factors and frozen kernels of a model, as its files hold them.
+
+    Keras saves the merged kernels alone, and sets both factors to zero when it loads:
+    they would never learn again. An attribute of a functional model, this layer is
+    loaded after the model's own layers. It has no weights itself.
+
+    Args:
+        model: The functional model whose layers have LoRA.
+    """
+
+    def __init__(self, model):
+        super().__init__(name="lora_state")
+        # The model itself would be tracked as a part of this layer.
+        self._layers_of_model = functools.partial(lora_layers, model)
+
+    def _states(self):
+        """Yield the path, kernel and factors of each layer with LoRA."""
+        for path, layer in self._layers_of_model():
+            if layer.lora_enabled:
+                yield path.replace("/", ":"), [_kernel(layer), *_factors(layer)]
+
+    def save_own_variables(self, store):
+        for path, weights in self._states():
+            for part, weight in zip(_PARTS, weights, strict=True):
+                store[f"{path}:{part}"] = weight
+
+    def load_own_variables(self, store):
+        for path, weights in self._states():
+            if f"{path}:a" not in store.keys():  # a file without LoRA
+                weights[1].assign(keras.initializers.HeUniform()(weights[1].shape))
+                continue
+            rank, expected = store[f"{path}:b"].shape[0], weights[2].shape[0]
+            if rank != expected:
+                raise ValueError(
+                    "LoRA must have the rank that it has in the file; a model without "
+                    f"LoRA loads any. Received: rank={expected} in the layer "
+                    f"'{path.replace(':', '/')}', and {rank} in the file"
+                )
+            for part, weight in zip(_PARTS, weights, strict=True):
+                weight.assign(store[f"{path}:{part}"])
+
+
+def _listed(paths):
+    """Return the first paths of a list as text."""
+    first, more = [*paths][:_LISTED], len(paths) - _LISTED
+    return ", ".join(first + [f"and {more} more"] * (more > 0))

@@ -38,7 +38,7 @@ from keras_segadapter.inference.threads import (
 )
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
-from keras_segadapter.lora_state import LoraState, lora_settings, restore_lora
+from keras_segadapter.lora import LoraState, lora_settings, restore_lora
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.resized import build_losses, fit_loss
 from keras_segadapter.metrics import MeanIoU, fit_metric

@@ -41,7 +41,6 @@ READING_ORDER = [
     "backbones.convnext",
     "backbones.preprocessing",
     "backbones",
-    "lora_state",
     "lora",
     "visualization",
     "data.scenes",

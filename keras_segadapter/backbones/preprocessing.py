@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_segadapter.backbones.mit import EfficientSelfAttention
 from keras_segadapter.backbones.widening import is_widened, repeat_by_color
+from keras_segadapter.graph.inside import layers_inside
 from keras_segadapter.graph.replay import as_functional, record
 
 # Means and standard deviations of RGB in 0..255, by the name that the layer gets.
@@ -69,7 +70,7 @@ def check_backbone(backbone):
     Raises:
         ValueError: If one does: images would be changed and masks would not.
     """
-    for layer in _layers_inside(backbone):
+    for _, layer in layers_inside(backbone):
         moves = _class_names(layer) & _MOVES_PIXELS
         if moves:
             raise ValueError(
@@ -212,13 +213,13 @@ def _is_normalization(operation):
     )
     return isinstance(operation, norms) or any(
         isinstance(layer, (layers.Rescaling, layers.Normalization))
-        for layer in _layers_inside(operation)
+        for _, layer in layers_inside(operation)
     )
 
 
 def _family(backbone):
     """Return how the family's weights were trained, or None if it is not known."""
-    inside = [*_layers_inside(backbone)]
+    inside = [layer for _, layer in layers_inside(backbone)]
     libraries = set()
     for layer in inside:
         library = type(layer).__module__.split(".")[0]
@@ -261,23 +262,6 @@ def _scaling(choice, channels):
     mean, deviation = np.array(mean), np.array(deviation)
     scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
     return layers.Rescaling(scale, offset, name=name)
-
-
-def _layers_inside(layer):
-    """Yield a layer and the layers in its public attributes, at any depth."""
-    seen, stack = set(), [layer]
-    while stack:
-        layer = stack.pop()
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        yield layer
-        stack += getattr(layer, "layers", [])
-        if not isinstance(layer, keras.Model):
-            own = [name for name in dir(layer) if not hasattr(type(layer), name)]
-            parts = [getattr(layer, name) for name in own if not name.startswith("_")]
-            flat = keras.tree.flatten(parts)
-            stack += [part for part in flat if isinstance(part, keras.Layer)]
 
 
 def _class_names(layer):

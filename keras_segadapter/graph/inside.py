@@ -17,14 +17,14 @@ def layers_inside(layer):
         if id(layer) not in seen:
             seen.add(id(layer))
             found.append((path, layer))
-            for name, inner in parts_of(layer):
+            for name, inner in _parts_of(layer):
                 walk(f"{path}/{name}".lstrip("/"), inner)
 
     walk("", layer)
     return found
 
 
-def parts_of(layer):
+def _parts_of(layer):
     """Return pairs of the names and the layers right inside a layer or model."""
     if isinstance(layer, keras.Model):
         return [(inner.name, inner) for inner in layer.layers]

@@ -20,7 +20,7 @@ from keras_segadapter.inference.exported import (
 )
 from keras_segadapter.inference.predict import as_array, check_input
 from keras_segadapter.inference.rows import label_dtype
-from keras_segadapter.lora_state import lora_merged
+from keras_segadapter.lora import lora_merged
 from keras_segadapter.validation import check_segmenter, check_size
 from keras_segadapter.version import __version__
 

@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from keras_segadapter.layers.native import compile_on_jax, on_jax
-from keras_segadapter.lora_state import lora_merged
+from keras_segadapter.lora import lora_merged
 
 # Copies of the weights that a trainer has, by the ids of their variables.
 _copies = {}
