@@ -68,6 +68,8 @@ def beside_peers(peer, ours, batch):
     if peer == "SegFormer-B0":
         pairs.append(("SegFormer-B0 at 1/4 size", "torch"))
         pairs.append(("keras-hub SegFormer-B0", "torch"))
+        # Our own, without adapters: the same numbers.
+        pairs += [("SegFormerB0", on) for on in ("tensorflow", "torch") if batch == 1]
     # XLA on a CPU is slow at depthwise convolutions, so JAX has no batches of eight.
     backends = [name for name in BACKENDS if name != "jax" or batch == 1]
     pairs += [(ours, backend) for backend in backends]
@@ -253,6 +255,8 @@ def build(task):
         return convnext_alone(name)
     import keras_segadapter as ksa
 
+    if name == "SegFormerB0":
+        return ksa.SegFormerB0(classes)
     return getattr(ksa, name)(classes, adapters=task.get("adapters", True))
 
 

@@ -505,7 +505,11 @@ def train_eagerly(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["MiTB0", "ConvNeXtAtto", "MobileNetV3Small", "keras_hub", "keras_cv"]
+    "name",
+    [
+        *("MiTB0", "ConvNeXtAtto", "MobileNetV3Small"),
+        *("keras_hub", "keras_hub ViT", "keras_cv"),
+    ],
 )
 def test_a_backbone_of_each_library_trains(tmp_path, monkeypatch, name):
     import test_stages
@@ -516,18 +520,41 @@ def test_a_backbone_of_each_library_trains(tmp_path, monkeypatch, name):
     # A preset's name needs the network; a folder of the same form does not.
     if name == "keras_hub":
         test_stages.hub_efficientnet().save_to_preset(tmp_path / "preset")
+    if name == "keras_hub ViT":
+        from keras_hub.models import ViTBackbone
+
+        vit = ViTBackbone((64, 64, 3), (16, 16), 4, 2, 8, 16)
+        vit.save_to_preset(tmp_path / "preset")
     if name == "keras_cv":
         config = keras.saving.serialize_keras_object(test_stages.cv_resnet())
         (tmp_path / "preset").mkdir()
         (tmp_path / "preset/config.json").write_text(
             json.dumps({**config, "weights": None})
         )
-    backbone = f"{name}:{tmp_path / 'preset'}" if "_" in name else name
+    library, *vit = name.split()
+    backbone = f"{library}:{tmp_path / 'preset'}" if "_" in name else name
     data, out = tmp_path / "data", tmp_path / "out"
     write_pairs(data, "images/{}.png", "masks/{}.png", stems(5))
     flags = ("--backbone", backbone, "--weights", "none", "--size", 64, 64)
+    flags += ("--neck",) * bool(vit)
     assert run("train", data, *flags, *QUICK, "--out", out) == 0
-    assert (out / "model.keras").exists()
+    model = keras.models.load_model(out / "model.keras")
+    assert (model.neck is not None) == bool(vit)
+
+
+@pytest.mark.integration
+def test_published_weights_segment_a_photo(saved, tmp_path, hub, capsys):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(num_labels=19)  # of B0
+    network = transformers.SegformerForSemanticSegmentation(config)
+    network.save_pretrained(tmp_path / "hub")
+    hub({path.name: path for path in (tmp_path / "hub").iterdir()})
+    photo = tmp_path / "data/images/plant_00.png"
+    assert run("predict", "SegFormerB0:cityscapes", photo, "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "pretrained weights: nvidia/segformer-b0-finetuned-cityscapes" in printed
+    assert any(name in printed for name in ksa.data.CITYSCAPES.class_names)
+    assert read_mask(tmp_path / "plant_00_mask.png").shape == (32, 48)
 
 
 def test_a_backbone_tells_where_its_weights_came_from(tmp_path, monkeypatch):

@@ -40,6 +40,8 @@ _BY_LAYERS = (
 # The same for keras-hub, by classes of its models and of their first layers.
 _KERAS_HUB = {
     "XceptionBackbone": "minus_one_to_one",
+    "DINOV2Backbone": "imagenet",
+    "DINOV2Embedding": "imagenet",
     "ViTBackbone": "minus_one_to_one",
     "ViTPatchingAndEmbedding": "minus_one_to_one",
     "SigLIPVisionEncoder": "minus_one_to_one",

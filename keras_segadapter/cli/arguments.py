@@ -115,6 +115,12 @@ def _add_train(add):
         help="build the same model without adapters, for comparison (default: with)",
     )
     add(
+        "--neck",
+        action="store_true",
+        help="make strides 4 to 32 of the one stride of a vision transformer (default: "
+        "masks at its stride, which are coarse)",
+    )
+    add(
         "--freeze",
         action="store_true",
         help="leave the backbone's weights as they are (default: they are trained)",
@@ -180,7 +186,12 @@ def _add_train(add):
 
 
 def _add_predict(add):
-    add("model", type=Path, metavar="MODEL", help="a .keras file or an exported model")
+    add(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a .keras file, an exported model, or SegFormerB0:ade20k",
+    )
     add(
         "inputs",
         type=Path,
@@ -215,7 +226,9 @@ def _add_predict(add):
 
 
 def _add_evaluate(add):
-    add("model", type=Path, metavar="MODEL", help="a .keras file")
+    add(
+        "model", type=Path, metavar="MODEL", help="a .keras file, or SegFormerB0:ade20k"
+    )
     _add_data(add, channels="those of the model")
     add("--split", help="the split to measure on (default: val; of tfds:NAME test)")
     _add_size(
@@ -259,7 +272,9 @@ def _add_evaluate(add):
 
 
 def _add_export(add):
-    add("model", type=Path, metavar="MODEL", help="a .keras file")
+    add(
+        "model", type=Path, metavar="MODEL", help="a .keras file, or SegFormerB0:ade20k"
+    )
     add("out", type=Path, metavar="OUT", help="the file or folder to write")
     _add_size(add, "take images of this height and width only (default: any)")
     add(

@@ -1,20 +1,35 @@
-"""Saved models, opened for the commands that use one."""
+"""Saved and published models, opened for the commands that use one."""
 
+import re
 from pathlib import Path
 
 import keras
 
+import keras_segadapter as ksa
+
+_PUBLISHED = re.compile(r"(SegFormerB[0-5]):(.+)")
+
+
+def is_segmenter_name(path):
+    """Return whether MODEL is a .keras file or a published model, and not exported."""
+    return path.suffix == ".keras" or _PUBLISHED.fullmatch(str(path)) is not None
+
 
 def load_segmenter(path):
-    """Load a `Segmenter` from a .keras file.
+    """Load a `Segmenter` from a .keras file, or by name as in SegFormerB0:ade20k.
 
     Raises:
-        ValueError: If there is no such file, or if it holds another model.
+        ValueError: If there is no such file, if it holds another model, or if the
+            published weights can't be loaded.
     """
+    if published := _PUBLISHED.fullmatch(str(path)):
+        name, weights = published.groups()
+        return getattr(ksa, name)(weights=weights)
     if not Path(path).is_file() or path.suffix != ".keras":
         raise ValueError(
             "MODEL must be a .keras file, such as the best.keras that `segadapter "
-            f"train` writes. Received: {path}"
+            "train` writes, or SegFormerB0:ade20k, where the size is B0 to B5 and the "
+            f"weights are as in keras_segadapter.SegFormerB0. Received: {path}"
         )
     try:
         model = keras.models.load_model(path)

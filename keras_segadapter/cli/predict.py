@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.cli.models import load_segmenter
+from keras_segadapter.cli.models import is_segmenter_name, load_segmenter
 from keras_segadapter.data.reading import PICTURES, read_image, write_mask
 
 _ENDINGS = ("_mask.png", "_overlay.png")
@@ -123,13 +123,13 @@ def _check_outputs(photos, outputs, overwrite):
 
 def _open(args):
     """Return the model, a function that segments a photo with it, and its channels."""
-    if args.model.suffix == ".keras":
+    if is_segmenter_name(args.model):
         model = load_segmenter(args.model)
         tiles = {"tile": args.tile, "overlap": args.overlap}
         segment = functools.partial(ksa.predict_labels, model, **tiles)
         return model, segment, model.input_shape[-1]
     if args.tile is not None or args.overlap is not None:
-        args.parser.error("--tile and --overlap have an effect on .keras files only.")
+        args.parser.error("--tile and --overlap have no effect on exported models.")
     model = ksa.open_exported(args.model)
     return model, model, model.channels
 

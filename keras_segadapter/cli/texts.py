@@ -12,6 +12,7 @@ COMMANDS = {
 PROGRAM = """\
 Segment images with models that have adapters in their backbone.
 
+  segadapter predict SegFormerB0:ade20k photo.jpg
   segadapter inspect FOLDER
   segadapter train FOLDER --backbone MobileNetV3Small --size 256 256
   segadapter predict runs/FOLDER/best.keras photo.jpg
@@ -54,6 +55,7 @@ after each epoch. After a stop, the same command with --resume goes on.
 Segment photos of any size. NAME_mask.png holds the class ids (in 16 bits if there are
 more than 256 classes), NAME_overlay.png the photo in the colors of the classes.
 
+  segadapter predict SegFormerB0:ade20k photo.jpg
   segadapter predict runs/FOLDER/best.keras photo.jpg
   segadapter predict model.onnx PHOTOS --out masks
 

@@ -208,7 +208,11 @@ def _build(args, num_classes):
         name = "preprocessing_minus_one_to_one"
         preprocessing = keras.layers.Rescaling(1 / 127.5, -1, name=name)
     model = ksa.build_segmenter(
-        backbone, num_classes, adapters=args.adapters, preprocessing=preprocessing
+        backbone,
+        num_classes,
+        adapters=args.adapters,
+        neck=ksa.SimpleFeaturePyramid() if args.neck else None,
+        preprocessing=preprocessing,
     )
     print(f"input: {describe_input(model)}")
     for stage in model.stages:
