@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 
-from keras_segadapter.backbones.weight_files import HUB_NAME
+from keras_segadapter.backbones.weight_sources import HUB_NAME
 from keras_segadapter.inference.cost import cost_report
 from keras_segadapter.inference.evaluate import Evaluation, percent
 from keras_segadapter.validation import check_segmenter

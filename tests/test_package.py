@@ -33,6 +33,7 @@ READING_ORDER = [
     "graph.splice",
     "graph",
     "backbones.origin",
+    "backbones.weight_sources",
     "backbones.weight_files",
     "backbones.widening",
     "backbones.mit_weights",

@@ -13,11 +13,8 @@ import numpy as np
 from keras import layers
 
 from keras_segadapter.backbones.mit_weights import to_keras
-from keras_segadapter.backbones.weight_files import (
-    assign_tensors,
-    read_json,
-    read_tensors,
-)
+from keras_segadapter.backbones.weight_files import assign_tensors, read_tensors
+from keras_segadapter.backbones.weight_sources import read_json
 
 # Prefixes of the backbone's names in the file of a whole model, and its other parts.
 # DINOv3's files hold the last norm twice; OpenCLIP's hold a text model beside it.

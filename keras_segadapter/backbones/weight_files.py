@@ -1,22 +1,15 @@
-"""Tensors from PyTorch's files, on disk or on the Hugging Face Hub."""
+"""Tensors from PyTorch's files, and their way into the weights of a model."""
 
-import json
 import os
 import re
 import zipfile
-from importlib import import_module
 from math import prod
-from pathlib import Path
 
-# Files that transformers writes, the safer one first.
-FILES = ("model.safetensors", "pytorch_model.bin")
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
+from keras_segadapter.backbones.weight_sources import import_reader, locate
+
 # The largest backbone, ConvNeXt-XL, takes 1.6 GB in float32. The checkpoint of a
 # training holds Adam's two averages too, and perhaps one of the weights.
 MAX_BYTES = 8 * 2**30
-# Of NVIDIA's repositories, those whose license is known to forbid commercial use.
-NON_COMMERCIAL = ("nvidia/mit-", "nvidia/segformer-")
 FLOATS = (
     *("F16", "BF16", "F32", "F64"),
     *("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"),
@@ -50,42 +43,10 @@ def read_tensors(source, leave_out):
             "or, where the documentation of the model names one, a model of keras-hub. "
             f"Received: weights={source!r} of type {type(source).__name__}"
         )
-    file = _locate(source)
+    file = locate(source)
     _check_size(file, file.stat().st_size)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_torch
     return read(file, leave_out)
-
-
-def read_json(source, file):
-    """Read a JSON file that lies beside weights: in their folder or repository.
-
-    Args:
-        source: As in `read_tensors`.
-        file: String. Name of the JSON file.
-
-    Returns:
-        The dict that it holds; an empty one if there is no such file.
-
-    Raises:
-        ValueError: If there is no such repository, if the network fails, or if the file
-            can't be read as JSON.
-        ImportError: If the package that fetches the file is not installed.
-    """
-    path = Path(source)
-    if path.exists():
-        path = (path if path.is_dir() else path.parent) / file
-    else:
-        path = _download(source, [file], required=False)
-    if path is None or not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"The file {file} beside the weights can't be read as JSON. Download it "
-            f"again. Received: weights={str(source)!r} with {str(path)!r}"
-        ) from error
-    return content if isinstance(content, dict) else {}
 
 
 def assign_tensors(model, variables, values):
@@ -134,83 +95,9 @@ def check_tensors(model, expected, values):
         )
 
 
-def _locate(source):
-    """Return the path of the file to read, downloaded if it is on the Hub."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    if path.is_dir() and source != "":
-        for name in FILES:
-            if (path / name).is_file():
-                return path / name
-        raise ValueError(
-            f"The folder of weights must hold {' or '.join(FILES)}. Pass the folder "
-            "that save_pretrained wrote, or the file itself. Received: "
-            f"weights={str(source)!r}"
-        )
-    file = _download(source, FILES)
-    if source.startswith(NON_COMMERCIAL):
-        print(
-            f"NVIDIA licenses the weights of {source} for research and evaluation "
-            "only, not for commercial use."
-        )
-    return file
-
-
-def _download(source, files, required=True):
-    """Return the path of a repository's first file of these, in the Hub's cache.
-
-    Returns:
-        Path, or None if the repository lacks the files and they are not `required`.
-    """
-    name, revision = _hub_name(source)
-    hub = _import("huggingface_hub", name)
-    absent = _import("huggingface_hub.errors", name).EntryNotFoundError
-    for file in files:
-        try:
-            return Path(hub.hf_hub_download(name, file, revision=revision))
-        except absent as error:  # the other file may be there, or in the cache
-            cause = error
-        except Exception as error:  # of the client's own kinds or the network's
-            cause = error
-            break
-    if not required and isinstance(cause, absent):
-        return None
-    raise ValueError(
-        "There is no such file or folder of weights, and fetching "
-        f"{' or '.join(files)} from the Hugging Face Hub failed with "
-        f"{type(cause).__name__}. Check the name, the revision, the network and, for a "
-        f"private repository, the token. Received: weights={source!r}"
-    ) from cause
-
-
-def _hub_name(source):
-    """Return the name of a repository on the Hub and its revision, if any.
-
-    Raises:
-        ValueError: If `source` is rather a mistyped path.
-    """
-    path = Path(source)
-    found = isinstance(source, str) and HUB_NAME.fullmatch(source)
-    if found and path.suffix not in SUFFIXES:
-        name, revision = found.groups()
-        # A suffix of letters, unlike one of a version or of timm, as in
-        # timm/convnext_tiny.in12k, or a folder of this name: it is rather a mistyped
-        # path.
-        suffix = re.search(r"\.[A-Za-z]\w*$", name) and not name.startswith("timm/")
-        if revision or not (suffix or path.parent.exists()):
-            return name, revision
-    raise ValueError(
-        "There is no such file of weights. Pass a file, a folder, or a name on the "
-        "Hugging Face Hub such as nvidia/mit-b0, or nvidia/mit-b0@main with a branch, "
-        "tag or commit, which is never taken for a path. Received: "
-        f"weights={str(source)!r}"
-    )
-
-
 def _read_safetensors(file, leave_out):
     """Read a file of the format safetensors."""
-    safe_open = _import("safetensors", file).safe_open
+    safe_open = import_reader("safetensors", file).safe_open
     try:
         with safe_open(file, framework="numpy") as content:
             names = [key for key in [*content.keys()] if not re.match(leave_out, key)]
@@ -231,7 +118,7 @@ def _read_safetensors(file, leave_out):
 
 def _read_torch(file, leave_out):
     """Read a file of PyTorch."""
-    torch = _import("torch", file)
+    torch = import_reader("torch", file)
     try:
         if zipfile.is_zipfile(file):  # its parts may be compressed
             with zipfile.ZipFile(file) as parts:
@@ -305,15 +192,3 @@ def _check_kinds(file, kinds):
                 "Save the original model's state_dict. Received: "
                 f"weights={str(file)!r} with {name!r} of the kind {kind}"
             )
-
-
-def _import(module, source):
-    """Import an optional package that reads `source`."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise ImportError(
-            f"Reading these weights needs the package {package}. Install it with `pip "
-            f"install {package}`. Received: weights={str(source)!r}"
-        ) from error

@@ -19,11 +19,8 @@ from keras_segadapter.backbones.mit_weights import (
     to_keras,
     to_mit_values,
 )
-from keras_segadapter.backbones.weight_files import (
-    check_tensors,
-    read_json,
-    read_tensors,
-)
+from keras_segadapter.backbones.weight_files import check_tensors, read_tensors
+from keras_segadapter.backbones.weight_sources import read_json
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.segformer_head import SegFormerHead
 
