@@ -227,6 +227,8 @@ def _write_onnx(plain, spec, path, images, facts):
                 _teach_erfc()
             options = {"input_signature": [spec], "opset_version": 18}
             plain.export(draft, format="onnx", verbose=False, **options)
+            if keras.backend.backend() == "jax":
+                _pool_without_the_batch(draft)
         if images:
             _quantize_onnx(draft, images)
         if path.suffix == ".onnx":
@@ -271,6 +273,38 @@ def _teach_erfc():
             like = {"shapes": node.output_shapes, "dtypes": node.output_dtypes}
             graph.remove_node(node.name)
             graph.make_node("Sub", [one, erf], outputs=node.output, **like)
+
+
+def _pool_without_the_batch(path):
+    """Let max pooling in an ONNX file of jax2onnx (0.17) leave out the batch.
+
+    It pools over batch, height, width and channels, and runtimes over three axes at
+    most. Here the batch takes the place of ONNX's channels.
+    """
+    import onnx
+    from onnx import helper
+
+    file, nodes = onnx.load(path), []
+    for node in file.graph.node:
+        options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type != "MaxPool" or len(options["kernel_shape"]) != 4:
+            nodes.append(node)
+            continue
+        for name, values in options.items():
+            if isinstance(values, list):  # per axis; `pads` in front and then behind
+                axes = np.reshape(values, (-1, 4))
+                options[name] = axes[:, 1:].flatten().tolist()
+        axis, inner, outer = (f"{node.name}_{part}" for part in ("axis", "in", "out"))
+        tensor = helper.make_tensor(axis, onnx.TensorProto.INT64, [1], [0])
+        file.graph.initializer.append(tensor)
+        nodes += [
+            helper.make_node("Squeeze", [node.input[0], axis], [inner]),
+            helper.make_node("MaxPool", [inner], [outer], node.name, **options),
+            helper.make_node("Unsqueeze", [outer, axis], node.output),
+        ]
+    del file.graph.node[:]
+    file.graph.node.extend(nodes)
+    onnx.save(file, path)
 
 
 def _quantize_onnx(path, images):
