@@ -235,12 +235,13 @@ def test_models_of_other_channels_and_many_classes(tmp_path, channels):
 
 
 @slow
-def test_a_backbone_that_pools(tmp_path):
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_backbone_that_pools(tmp_path, padding):
     need(".onnx")
     image = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 3, 2, padding="same")(image)
-    x = keras.layers.MaxPooling2D(3, 2, padding="same")(x)
-    x = keras.layers.AveragePooling2D(2)(x)
+    x = keras.layers.MaxPooling2D(3, 2, padding=padding)(x)
+    x = keras.layers.AveragePooling2D(2, padding=padding)(x)
     model = ksa.build_segmenter(keras.Model(image, x), 3, adapters=False)
     path = ksa.export_model(model, tmp_path / "model.onnx", size=(32, 64))
     image = ksa.data.make_scenes(1, size=(32, 64))[0][0]

@@ -227,8 +227,8 @@ def _write_onnx(plain, spec, path, images, facts):
                 _teach_erfc()
             options = {"input_signature": [spec], "opset_version": 18}
             plain.export(draft, format="onnx", verbose=False, **options)
-            if keras.backend.backend() == "jax":
-                _pool_without_the_batch(draft)
+            on_jax = keras.backend.backend() == "jax"
+            (_pool_without_the_batch if on_jax else _resize_to_whole_pixels)(draft)
         if images:
             _quantize_onnx(draft, images)
         if path.suffix == ".onnx":
@@ -304,6 +304,24 @@ def _pool_without_the_batch(path):
         ]
     del file.graph.node[:]
     file.graph.node.extend(nodes)
+    onnx.save(file, path)
+
+
+def _resize_to_whole_pixels(path):
+    """Let resizes in an ONNX file of tf2onnx (1.17) end at the sizes that they have.
+
+    It divides these in float32: 3 pixels times 7 / 3 are 6.9999, and runtimes make 6.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    file = onnx.load(path)
+    scales = {node.input[2] for node in file.graph.node if node.op_type == "Resize"}
+    for tensor in file.graph.initializer:
+        if tensor.name in scales:
+            values = numpy_helper.to_array(tensor)
+            more = np.where(values % 1, values * np.float32(1 + 1e-6), values)
+            tensor.CopyFrom(numpy_helper.from_array(more, tensor.name))
     onnx.save(file, path)
 
 
