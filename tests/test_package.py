@@ -77,6 +77,7 @@ READING_ORDER = [
     "inference.multiply_adds",
     "inference.cost",
     "inference.exported",
+    "inference.onnx_files",
     "inference.export",
     "inference",
     "model_card",
