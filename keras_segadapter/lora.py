@@ -9,9 +9,13 @@ from keras import ops
 
 from keras_segadapter.graph.inside import layers_inside
 from keras_segadapter.graph.replay import as_functional
-from keras_segadapter.validation import check_integer, check_positive, is_segmenter
+from keras_segadapter.validation import (
+    check_integer,
+    check_positive,
+    is_segmenter,
+    list_names,
+)
 
-_LISTED = 4  # paths in one message
 # What a file holds of a layer; HDF5 would make groups of "/" in names.
 _PARTS = ("kernel", "a", "b")
 
@@ -83,7 +87,7 @@ def enable_lora(model, pattern, rank, alpha=None):
         raise ValueError(
             "`pattern` must match the path of a layer with a method `enable_lora`, as "
             f"Dense, EinsumDense and Conv2D have. Those of '{model.name}' are "
-            f"{_listed(able) if able else 'none'}. Received: pattern={pattern!r}"
+            f"{list_names(able)}. Received: pattern={pattern!r}"
         )
     for path, layer in matched.items():
         if layer.lora_enabled or layer.kernel_constraint:
@@ -104,7 +108,7 @@ def enable_lora(model, pattern, rank, alpha=None):
             each.make_predict_function(force=True)
     print(
         f"LoRA of rank {rank} is enabled in {len(matched)} layers of "
-        f"'{backbone.name}', whose other weights are frozen: {_listed(matched)}."
+        f"'{backbone.name}', whose other weights are frozen: {list_names(matched)}."
     )
     return [*matched]
 
@@ -189,7 +193,7 @@ def restore_lora(model, settings):
         raise ValueError(
             "The backbone must have the layers that have LoRA in the config. Was it "
             "edited, or written by another version? Received: a config with LoRA in "
-            f"{_listed(missing)}"
+            f"{list_names(missing)}"
         )
     for path, (rank, alpha) in settings["layers"].items():
         if not layers[path].lora_enabled:
@@ -255,9 +259,3 @@ class LoraState(keras.Layer):
                 )
             for part, weight in zip(_PARTS, weights, strict=True):
                 weight.assign(store[f"{path}:{part}"])
-
-
-def _listed(paths):
-    """Return the first paths of a list as text."""
-    first, more = [*paths][:_LISTED], len(paths) - _LISTED
-    return ", ".join(first + [f"and {more} more"] * (more > 0))

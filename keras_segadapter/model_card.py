@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 
-from keras_segadapter.backbones.weight_sources import HUB_NAME
+from keras_segadapter.backbones.weight_sources import HUB_NAME, NON_COMMERCIAL
 from keras_segadapter.inference.cost import cost_report
 from keras_segadapter.inference.evaluate import Evaluation, percent
 from keras_segadapter.validation import check_segmenter
@@ -217,7 +217,7 @@ def _weights(origin, hub_name):
     if hub_name:
         shown = f"[{shown}](https://huggingface.co/{hub_name[1]})"
     text = f"Pretrained weights: {shown}. Their license applies to this model too."
-    if origin.startswith(("nvidia/mit-", "nvidia/segformer-")):
+    if origin.startswith(NON_COMMERCIAL):
         text += " NVIDIA licenses them for non-commercial research only."
     return text
 

@@ -17,10 +17,9 @@ from keras_segadapter.validation import (
     check_number,
     check_segmenter,
     is_auto,
+    list_names,
 )
 from keras_segadapter.visualization import palette
-
-_LISTED = 10  # names of classes in one message
 
 
 def add_adapters(model, adapters=True, *, scale_init=0.0, aux="auto", name=None):
@@ -175,10 +174,11 @@ def change_classes(model, class_names, colors=None, *, name=None):
     carried = [names[row] for row in rows]
     fresh = [name for name in names or () if name not in carried]
     left = [name for name in model.class_names or () if name not in carried]
+    carried, left = (list_names(each, most=10) for each in (carried, left))
+    fresh = list_names(fresh, most=10) if names else num_classes
     print(
-        f"Classes carried over with their weights: {_listed(carried)}. New classes: "
-        f"{_listed(fresh) if names else num_classes}. Classes left out: "
-        f"{_listed(left)}."
+        f"Classes carried over with their weights: {carried}. New classes: {fresh}. "
+        f"Classes left out: {left}."
     )
     return new
 
@@ -324,11 +324,3 @@ def _class_axes(layer, other):
         [axis for axis, (n, m) in enumerate(zip(*pair, strict=True)) if n != m]
         for pair in zip(one, two, strict=True)
     ]
-
-
-def _listed(names):
-    """Return names in one line of text, of which the first ten are written out."""
-    if not names:
-        return "none"
-    more = len(names) - _LISTED
-    return ", ".join([*names[:_LISTED]] + [f"and {more} more"] * (more > 0))

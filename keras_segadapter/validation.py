@@ -430,3 +430,11 @@ def check_range(counts, dtype, takes_pixels):
         f"backbone that does not normalize. Received: images of dtype {dtype} with "
         f"{count / size:.1%} of their values {found}"
     )
+
+
+def list_names(names, most=4):
+    """Return names in one line of text, of which the first `most` are written out."""
+    if not names:
+        return "none"
+    more = len(names) - most
+    return ", ".join([*names][:most] + [f"and {more} more"] * (more > 0))

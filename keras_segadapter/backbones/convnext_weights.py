@@ -12,8 +12,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_segadapter.backbones.mit_weights import to_keras
-from keras_segadapter.backbones.weight_files import assign_tensors, read_tensors
+from keras_segadapter.backbones.weight_files import (
+    assign_tensors,
+    read_tensors,
+    to_values,
+)
 from keras_segadapter.backbones.weight_sources import read_json
 
 # Prefixes of the backbone's names in the file of a whole model, and its other parts.
@@ -75,12 +78,7 @@ def read_convnext_weights(source):
         for key, value in read_tensors(source, OTHER_PARTS).items()
     }
     _check_network(source, tensors)
-    values = {}
-    for key, value in tensors.items():
-        for pattern, name in NAMES:
-            key = re.sub(pattern, name, key)
-        values[key] = to_keras(key, value)
-    return values
+    return to_values(tensors, NAMES)
 
 
 def read_normalization(source):

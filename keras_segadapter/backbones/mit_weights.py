@@ -9,7 +9,11 @@ import re
 import keras
 import numpy as np
 
-from keras_segadapter.backbones.weight_files import assign_tensors, read_tensors
+from keras_segadapter.backbones.weight_files import (
+    assign_tensors,
+    read_tensors,
+    to_values,
+)
 
 # Prefixes of the encoder's names in the file of a whole model, and its other parts.
 PREFIX = r"^(backbone|segformer\.encoder|segformer|encoder)\."
@@ -106,12 +110,7 @@ def to_mit_values(tensors):
         names, tensors = NVLABS, _split(tensors, ".attn.kv.", "kv")
     else:
         names = TRANSFORMERS
-    values = {}
-    for key, value in tensors.items():
-        for pattern, name in names:
-            key = re.sub(pattern, name, key)
-        values[key] = to_keras(key, value)
-    return values
+    return to_values(tensors, names)
 
 
 def assign_mit_weights(model, values):
@@ -145,20 +144,6 @@ def _split(tensors, joint, letters):
         else:
             parts[key] = value
     return parts
-
-
-def to_keras(name, value):
-    """Return a PyTorch tensor as an array with its axes in Keras' order."""
-    value = np.asarray(value, "float32")
-    if value.shape[2:] == (1, 1):
-        value = value[..., 0, 0]  # a 1 x 1 convolution in place of a linear layer
-    if value.ndim == 2:
-        return value.T  # linear: (out, in) -> (in, out)
-    if value.ndim == 4:
-        # Convolution: (out, in, h, w) -> (h, w, in, out), depthwise (h, w, in, 1).
-        order = (2, 3, 0, 1) if ".dwconv." in name else (2, 3, 1, 0)
-        return np.transpose(value, order)
-    return value
 
 
 def _values_of_keras_hub(model):

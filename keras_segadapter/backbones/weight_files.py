@@ -5,6 +5,8 @@ import re
 import zipfile
 from math import prod
 
+import numpy as np
+
 from keras_segadapter.backbones.weight_sources import import_reader, locate
 
 # The largest backbone, ConvNeXt-XL, takes 1.6 GB in float32. The checkpoint of a
@@ -47,6 +49,36 @@ def read_tensors(source, leave_out):
     _check_size(file, file.stat().st_size)
     read = _read_safetensors if file.suffix == ".safetensors" else _read_torch
     return read(file, leave_out)
+
+
+def to_values(tensors, names):
+    """Return a file's tensors by other names, with their axes in Keras' order.
+
+    Args:
+        tensors: Dict of arrays as in PyTorch, by their names in the file.
+        names: Pairs of a pattern in a name and what replaces it, applied from top to
+            bottom. Depthwise convolutions are then called `dwconv`.
+    """
+    values = {}
+    for key, value in tensors.items():
+        for pattern, name in names:
+            key = re.sub(pattern, name, key)
+        values[key] = _to_keras(key, value)
+    return values
+
+
+def _to_keras(name, value):
+    """Return a PyTorch tensor as an array with its axes in Keras' order."""
+    value = np.asarray(value, "float32")
+    if value.shape[2:] == (1, 1):
+        value = value[..., 0, 0]  # a 1 x 1 convolution in place of a linear layer
+    if value.ndim == 2:
+        return value.T  # linear: (out, in) -> (in, out)
+    if value.ndim == 4:
+        # Convolution: (out, in, h, w) -> (h, w, in, out), depthwise (h, w, in, 1).
+        order = (2, 3, 0, 1) if ".dwconv." in name else (2, 3, 1, 0)
+        return np.transpose(value, order)
+    return value
 
 
 def assign_tensors(model, variables, values):

@@ -16,10 +16,13 @@ from keras_segadapter.backbones.mit_weights import (
     OTHER_HEADS,
     mit_variables,
     read_mit_weights,
-    to_keras,
     to_mit_values,
 )
-from keras_segadapter.backbones.weight_files import check_tensors, read_tensors
+from keras_segadapter.backbones.weight_files import (
+    check_tensors,
+    read_tensors,
+    to_values,
+)
 from keras_segadapter.backbones.weight_sources import read_json
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.segformer_head import SegFormerHead
@@ -74,12 +77,8 @@ def read_segformer_weights(source):
     if "decode_head.linear_pred.weight" in tensors:
         # NVlabs' files hold a second classifier, which is not used.
         tensors = {key: v for key, v in tensors.items() if ".conv_seg." not in key}
-    head = {}
-    for key in [key for key in tensors if re.match(DECODE_HEAD, key)]:
-        value, name = tensors.pop(key), key
-        for pattern, replacement in HEAD:
-            name = re.sub(pattern, replacement, name)
-        head[name] = to_keras(name, value)
+    of_head = [key for key in tensors if re.match(DECODE_HEAD, key)]
+    head = to_values({key: tensors.pop(key) for key in of_head}, HEAD)
     return to_mit_values(tensors), head
 
 
