@@ -125,11 +125,14 @@ def seg_attention(layer, x):
 
 
 def high_order_attention(layer, x):
-    """Compute equations 4 and 5."""
+    """Compute equations 4 and 5; with a `width`, F1 sees a linear map of X."""
     scores = linear(layer.classifier, x)
-    return seg_attention(layer.visual, x) * seg_attention(
-        layer.semantic, scores
-    ), scores
+    reduced = x if layer.width is None else linear(layer.reduction, x)
+    visual, semantic = (
+        seg_attention(*pair)
+        for pair in ((layer.visual, reduced), (layer.semantic, scores))
+    )
+    return visual * semantic, scores
 
 
 def seg_adapter(layer, x):

@@ -71,10 +71,13 @@ def test_float16_stays_close_where_the_product_leaves_its_range():
 # Meaning
 
 
-@pytest.mark.parametrize("kernel_size, num_blocks", [(3, 1), (5, 1), (5, 2)])
-def test_equations_3_to_6(kernel_size, num_blocks):
+@pytest.mark.parametrize(
+    "kernel_size, num_blocks, width",
+    [(3, 1, None), (5, 1, None), (5, 2, None), (5, 2, 4)],
+)
+def test_equations_3_to_6(kernel_size, num_blocks, width):
     x = maps(2, 7, 10, 6)
-    layer = ksa.SegAdapter(9, kernel_size, num_blocks=num_blocks)
+    layer = ksa.SegAdapter(9, kernel_size, num_blocks=num_blocks, width=width)
     layer.build(x.shape)
     set_random_weights(layer)
     for actual, expected in zip(layer(x), seg_adapter(layer, x), strict=True):
@@ -113,6 +116,9 @@ def test_every_weight_receives_a_gradient():
     layer = ksa.SegAdapter(3, kernel_size=3, scale_init=1, num_blocks=2)
     assert weights_that_a_step_leaves(layer, x, y, s) == []
     assert len(layer.weights) == 2 * 23
+    narrow = ksa.SegAdapter(3, kernel_size=3, scale_init=1, width=2)
+    assert weights_that_a_step_leaves(narrow, x, y, s) == []
+    assert len(narrow.weights) == 25  # with those of the reduction
     # With a scale of 0, only mu and, through the scores, Cls learn: the helper sees it.
     frozen = ksa.SegAdapter(3, kernel_size=3, scale_init=0)
     assert len(weights_that_a_step_leaves(frozen, x, y, s)) == 20
@@ -125,6 +131,28 @@ def test_every_weight_receives_a_gradient():
 def test_published_parameters(channels, millions):
     count = sum(layer.count_params() for layer in adapters(channels, 150))
     assert round(count / 1e6, 3) == millions
+
+
+def test_a_width_costs_what_the_docstring_says():
+    channels, width, num_classes, kernel_size = 12, 4, 5, 3
+    layer = ksa.SegAdapter(num_classes, kernel_size, width=width)
+    layer.build((None, None, None, channels))
+    # Kernels of linear layers; those of the depthwise convolutions have four axes.
+    linear = sum(math.prod(w.shape) for w in layer.weights if len(w.shape) == 2)
+    assert linear == 5 * width**2 + 4 * width * channels + num_classes * (
+        channels + 2 * width
+    )
+    assert layer.scales[0].shape == (channels,)
+    attention = layer.attentions[0]
+    assert attention.classifier.kernel.shape == (channels, num_classes)
+    assert attention.visual.value.kernel.shape == (width, width)
+
+
+def test_without_a_width_weights_and_paths_are_the_papers():
+    layer = ksa.SegAdapter(3, name="adapter")
+    layer.build((None, None, None, 4))
+    assert not any("reduction" in weight.path for weight in layer.weights)
+    assert len(layer.weights) == 23
 
 
 @pytest.mark.parametrize(
@@ -172,3 +200,10 @@ def test_narrow_ffn_keeps_one_hidden_unit():
     layer = ksa.SegAdapter(2, ffn_ratio=0.01)
     layer.build((None, None, None, 4))
     assert layer.expansions[0].kernel.shape == (4, 1)
+
+
+def test_the_ffn_ratio_counts_from_the_width():
+    layer = ksa.SegAdapter(2, ffn_ratio=2.5, width=2)
+    layer.build((None, None, None, 4))
+    assert layer.expansions[0].kernel.shape == (2, 5)
+    assert layer.contractions[0].kernel.shape == (5, 4)

@@ -35,6 +35,7 @@ several = st.integers(2, 6)
 class_counts = st.integers(2, 6)
 kernel_sizes = st.integers(1, 7)
 ratios = st.floats(0.01, 4.0)
+widths = st.none() | several
 
 DTYPES = ["float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
 if keras.backend.backend() != "jax":  # which has no float64 unless told
@@ -68,6 +69,7 @@ def adapters(draw, channels=channels):
         "ffn_ratio": draw(ratios),
         "scale_init": draw(st.floats(-1, 1)),
         "num_blocks": draw(st.integers(1, 3)),
+        "width": draw(widths),
         "return_scores": draw(st.booleans()),
         "normalize": draw(st.booleans()),
     }
@@ -77,7 +79,7 @@ def adapters(draw, channels=channels):
 
 attentions = st.fixed_dictionaries({"filters": several, "kernel_size": kernel_sizes})
 high_orders = st.fixed_dictionaries(
-    {"num_classes": class_counts, "kernel_size": kernel_sizes}
+    {"num_classes": class_counts, "kernel_size": kernel_sizes, "width": widths}
 )
 heads = st.fixed_dictionaries(
     {

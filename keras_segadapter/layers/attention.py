@@ -93,18 +93,22 @@ class HighOrderSpatialAttention(layers.Layer):
             K.
         kernel_size: Integer of at least 1. Side of the depthwise kernels, in pixels of
             the feature map. Defaults to `5`.
+        width: Integer of at least 1. Channels of Z. A linear layer brings X to them,
+            and F1 attends to its output. Defaults to `None`: as many as X has, without
+            that layer.
         **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
         inputs: Features X `(B, H, W, C)`, channels last, of any height and width.
 
     Returns:
-        Pair of attended features Z `(B, H, W, C)` and class scores S `(B, H, W, K)`,
-        before softmax. Where the layer computes in float16, Z is float32: the product
-        of four factors leaves float16's range (65504).
+        Pair of attended features Z `(B, H, W, width)` and class scores S `(B, H, W,
+        K)`, before softmax. Where the layer computes in float16, Z is float32: the
+        product of four factors leaves float16's range (65504).
 
     Raises:
-        ValueError: If `num_classes` is less than 2, and as in `SegAttention`.
+        ValueError: If `num_classes` is less than 2, `width` is not a positive integer,
+            and as in `SegAttention`.
 
     Example:
 
@@ -118,33 +122,40 @@ class HighOrderSpatialAttention(layers.Layer):
     ```
     """
 
-    def __init__(self, num_classes, kernel_size=5, **kwargs):
+    def __init__(self, num_classes, kernel_size=5, width=None, **kwargs):
         super().__init__(**kwargs)
         self.num_classes = check_num_classes(num_classes)
         self.kernel_size = check_integer("kernel_size", kernel_size)
+        self.width = None if width is None else check_integer("width", width)
 
     def build(self, input_shape):
         check_feature_map(self, input_shape)
         inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        scores_shape = (*input_shape[:-1], self.num_classes)
+        attended_shape, scores_shape = self.compute_output_shape(input_shape)
         self.classifier = Dense(self.num_classes, **inner)
-        # Both attentions give as many channels as the features have.
+        self.reduction = layers.Identity(**inner)
+        if self.width is not None:
+            self.reduction = Dense(self.width, **inner)
         self.visual, self.semantic = (
-            SegAttention(input_shape[-1], self.kernel_size, **inner) for _ in range(2)
+            SegAttention(attended_shape[-1], self.kernel_size, **inner)
+            for _ in range(2)
         )
         self.classifier.build(input_shape)
-        self.visual.build(input_shape)
+        self.reduction.build(input_shape)
+        self.visual.build(attended_shape)
         self.semantic.build(scores_shape)
 
     def call(self, inputs):
         scores = self.classifier(inputs)  # (B, H, W, K)
-        visual = self.visual(inputs)  # (B, H, W, C)
-        semantic = self.semantic(scores)  # (B, H, W, C)
+        visual = self.visual(self.reduction(inputs))  # (B, H, W, width)
+        semantic = self.semantic(scores)  # (B, H, W, width)
         dtype = self._product_dtype
         return ops.cast(visual, dtype) * ops.cast(semantic, dtype), scores
 
     def compute_output_shape(self, input_shape):
-        return tuple(input_shape), (*input_shape[:-1], self.num_classes)
+        *leading, channels = input_shape
+        width = channels if self.width is None else self.width
+        return (*leading, width), (*leading, self.num_classes)
 
     def compute_output_spec(self, inputs):
         attended, scores = super().compute_output_spec(inputs)
@@ -152,7 +163,11 @@ class HighOrderSpatialAttention(layers.Layer):
 
     def get_config(self):
         config = super().get_config()
-        config.update(num_classes=self.num_classes, kernel_size=self.kernel_size)
+        config.update(
+            num_classes=self.num_classes,
+            kernel_size=self.kernel_size,
+            width=self.width,
+        )
         return config
 
     @property
