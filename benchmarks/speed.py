@@ -1,41 +1,29 @@
-"""Benchmark of time and memory beside other libraries, in inference and training.
+"""Benchmark of time and memory of the paper's models, in Keras and in other runtimes.
 
     pip install -e ".[all,dev]"
     python benchmarks/speed.py
 
-Each task runs in its own process, in its backend or runtime. The processes of a section
-take turns of one or three calls, so that other load on the machine affects all alike.
-The tables show medians, and ratios to their first row. Memory is the peak resident size
-of the process. Weights are random. Sections in results/speed.json are not measured
-again, so the script can be stopped at any time; delete the file to start over.
-`python benchmarks/speed.py report` only writes the tables again.
+512 x 512 pixels, 150 classes, random weights: beside transformers' networks and
+keras-hub's, as exported files, with and without adapters and tiles of the loss, and by
+size and number of classes. The tables show medians, and ratios to their first row. How
+processes take turns: turns.py. Sections in results/speed.json are not measured again,
+so the script can be stopped at any time; delete a section, or the file, to measure it
+again. `python benchmarks/speed.py report` only writes the tables. The same encoders in
+segmentation_models.pytorch: smp.py. GPUs: gpu.py. Reading images: pipeline.py.
 """
 
-import argparse
 import dataclasses
-import importlib.metadata
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import networks
+import turns
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 SIZE, CLASSES = 512, 150
-PACKAGES = (
-    *("keras", "tensorflow", "jax", "torch", "keras-hub", "transformers"),
-    *("onnxruntime", "openvino", "numpy"),
-)
 OURS = ("AdaptMiTB0", "AdaptConvNeXtTiny")
 PEERS = ("SegFormer-B0", "UPerNet-ConvNeXt-T")  # of transformers
-BACKBONES = ("keras.applications ConvNeXtTiny", "ConvNeXtTiny")
 RUNTIMES = ("onnxruntime", "openvino", "openvino bfloat16")
-BACKENDS = ("tensorflow", "jax", "torch")
 FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", "": "SavedModel"}
 
 
@@ -45,64 +33,42 @@ def plan():
     The times of a section are compared with those of its first task.
     """
     small, large = OURS
-    yield from beside_peers(PEERS[0], small, batch=1)
-    yield the_head(small)
+    yield beside_peers(PEERS[0], small, rounds=9)
     yield exported_files(small)
     yield with_and_without_adapters(small, "tensorflow")
     yield with_and_without_adapters(small, "torch")
     yield growth("infer", small)
     yield growth("train", small)
-    yield from beside_peers(PEERS[0], small, batch=8)
-    yield from beside_peers(PEERS[1], large, batch=1)
+    yield beside_peers(PEERS[1], large, rounds=4)
     # With whole logits as well, these would not fit into 24 GB.
     yield with_and_without_adapters(large, "tensorflow", losses=("tiles",))
     yield with_and_without_adapters(large, "torch", losses=("tiles",))
-    yield from beside_peers(PEERS[1], large, batch=8)
-    for backend in BACKENDS:
-        yield convnext("infer", backend)
-        yield convnext("train", backend)
 
 
-def beside_peers(peer, ours, batch):
+def beside_peers(peer, ours, rounds):
     pairs = [(peer, "torch")]
     if peer == "SegFormer-B0":
         pairs.append(("SegFormer-B0 at 1/4 size", "torch"))
         pairs.append(("keras-hub SegFormer-B0", "torch"))
         # Our own, without adapters: the same numbers.
-        pairs += [("SegFormerB0", on) for on in ("tensorflow", "torch") if batch == 1]
-    # XLA on a CPU is slow at depthwise convolutions, so JAX has no batches of eight.
-    backends = [name for name in BACKENDS if name != "jax" or batch == 1]
-    pairs += [(ours, backend) for backend in backends]
-    files = [[(name, runtime) for name in (peer, ours)] for runtime in RUNTIMES]
-    title = f"inference, batch {batch}: {ours}"
-    if batch == 1:
-        rounds = 9 if peer == "SegFormer-B0" else 4
-        yield title, rounds, [infer(*pair, batch) for pair in sum(files, pairs)]
-        return
-    # The memory that all of them keep between their turns does not fit into 24 GB.
-    for on in ("torch", "tensorflow", *RUNTIMES[:2]):
-        tasks = [infer(*pair, batch) for pair in sum(files, pairs) if pair[1] == on]
-        yield f"{title}, {on}", 3 if peer == "SegFormer-B0" else 2, tasks
-
-
-def infer(model, on, batch):
-    return {"do": "infer", "model": model, "on": on, "batch": batch}
-
-
-def the_head(ours):
-    names = (ours, "head", "head, concatenated")
-    tasks = [infer(name, "torch", 1) for name in names]
-    return f"the head's share of {ours}, batch 1", 9, tasks
+        pairs += [("SegFormerB0", on) for on in ("tensorflow", "torch")]
+    pairs += [(ours, backend) for backend in turns.BACKENDS]
+    pairs += [(name, runtime) for runtime in RUNTIMES for name in (peer, ours)]
+    # The first call of a turn finds cold caches, so short tasks make three.
+    shared = {"do": "infer", "batch": 1, "calls": 3}
+    tasks = [{**shared, "model": model, "on": on} for model, on in pairs]
+    return f"inference, batch 1: {ours}", rounds, tasks
 
 
 def exported_files(ours):
-    made = [(".onnx", backend, False) for backend in BACKENDS]
-    made += [(".xml", backend, False) for backend in BACKENDS]
+    made = [(".onnx", backend, False) for backend in turns.BACKENDS]
+    made += [(".xml", backend, False) for backend in turns.BACKENDS]
     made += [(".tflite", "tensorflow", False)]
     made += [("", "tensorflow", False), ("", "jax", False)]
     made += [(ending, "tensorflow", True) for ending in (".onnx", ".xml", ".tflite")]
+    shared = {"do": "export", "model": ours, "calls": 3}
     tasks = [
-        {"do": "export", "model": ours, "on": on, "ending": ending, "int8": int8}
+        {**shared, "on": on, "ending": ending, "int8": int8}
         for ending, on, int8 in made
     ]
     return f"exported files of {ours}, batch 1", 9, tasks
@@ -123,197 +89,47 @@ def with_and_without_adapters(ours, backend, losses=("whole", "tiles")):
 def growth(do, model):
     sizes = [(SIZE, 2), (SIZE, 19), (SIZE, 150), (256, 150), (768, 150), (1024, 150)]
     shared = {"do": do, "model": model, "on": "torch", "batch": 1}
-    if do == "train":
-        shared["loss"] = "tiles"
+    shared |= {"loss": "tiles"} if do == "train" else {"calls": 3}
     tasks = [{**shared, "size": size, "classes": count} for size, count in sizes]
     return f"growth: {do}", 4, tasks
-
-
-def convnext(do, backend):
-    """Return the section of our ConvNeXt beside that of keras.applications."""
-    shared = {"do": do, "on": backend, "batch": 1, "size": 256, "threads": 1}
-    tasks = [{**shared, "model": name} for name in BACKBONES]
-    word = {"infer": "inference", "train": "training"}[do]
-    return f"convnext: {word}, batch 1, on {backend}", 5, tasks
 
 
 # One task, in its own process
 
 
-def serve(task):
-    """Prepare a task, then make timed calls for each line that comes in."""
+def prepare(task):
+    """Yield the only phase of a task."""
     facts = {}
     if task["do"] == "export":
         call, facts = exported(task)
     else:
         call = {"infer": inference, "train": training}[task["do"]](task)
-    call()  # to trace, compile and allocate
-    print("ready", json.dumps(facts), flush=True)
-    for _ in sys.stdin:
-        # The first call of a turn finds cold caches, so short tasks make three.
-        short = task["do"] != "train" and task.get("batch", 1) == 1
-        seconds = [timed(call) for _ in range(3 if short else 1)]
-        print(json.dumps([seconds, peak()]), flush=True)
-
-
-def timed(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def peak():
-    """Return the peak resident size of this process in MB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    yield "seconds", call, facts
 
 
 def inference(task):
     """Return a function that segments a batch into logits at image size."""
-    import numpy as np
-
-    batch, size = task["batch"], task.get("size", SIZE)
-    shape = (batch, size, size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape).astype("float32")
+    size, classes = task.get("size", SIZE), task.get("classes", CLASSES)
+    images, _ = networks.images_and_masks(task["batch"], size, classes)
     if task["on"] in RUNTIMES:
         return in_runtime(task, images)
-    if task["model"].startswith("head"):
-        return without_gradients(head(task["model"].endswith("concatenated")))
-    model = build(task)
-    if hasattr(model, "for_inference"):
-        model = model.for_inference()
     if task["model"].split(" ")[0] in PEERS:
-        import torch
-
-        pixels = torch.tensor(images / 255).permute(0, 3, 1, 2).contiguous()
-        return without_gradients(lambda: model(pixels))
-    import keras
-
-    images = keras.ops.convert_to_tensor(images)
-    if task["on"] == "torch":
-        return without_gradients(lambda: model(images))
-    if task["on"] == "tensorflow":
-        import tensorflow as tf
-
-        function = tf.function(model, reduce_retracing=True)
-        return lambda: function(images).numpy()
-    import jax
-
-    function = jax.jit(lambda x: model(x))
-    return lambda: function(images).block_until_ready()
-
-
-def without_gradients(call):
-    import torch
-
-    def run():
-        with torch.inference_mode():
-            return call()
-
-    return run
+        return networks.torch_inference(build(task), images)
+    return networks.inference(build(task), images, task["on"])
 
 
 def build(task):
-    """Build the network of a task, with the resize to image size for transformers'."""
+    """Build the network of a task."""
     name, classes = task["model"], task.get("classes", CLASSES)
     if name.split(" ")[0] in PEERS:
-        import torch
-        import transformers
-
-        if name.startswith("SegFormer"):
-            config = transformers.SegformerConfig(num_labels=classes)
-            network = transformers.SegformerForSemanticSegmentation(config)
-        else:
-            backbone = transformers.ConvNextConfig(
-                depths=[3, 3, 9, 3],
-                hidden_sizes=[96, 192, 384, 768],
-                out_features=["stage1", "stage2", "stage3", "stage4"],
-            )
-            config = transformers.UperNetConfig(
-                backbone_config=backbone, num_labels=classes, use_auxiliary_head=False
-            )
-            network = transformers.UperNetForSemanticSegmentation(config)
-
-        class Resized(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.network = network
-
-            def forward(self, pixels):
-                logits = self.network(pixels).logits
-                if name.endswith("1/4 size"):
-                    return logits
-                return torch.nn.functional.interpolate(
-                    logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False
-                )
-
-        return Resized().eval()
+        return networks.transformers_network(name, classes)
     if name == "keras-hub SegFormer-B0":
-        return keras_hub_segformer(classes)
-    if name in BACKBONES:
-        return convnext_alone(name)
+        return networks.keras_hub_segformer(SIZE, classes)
     import keras_segadapter as ksa
 
     if name == "SegFormerB0":
         return ksa.SegFormerB0(classes)
     return getattr(ksa, name)(classes, adapters=task.get("adapters", True))
-
-
-def convnext_alone(name):
-    """Build a ConvNeXt-T, with the same weights for both, without stochastic depth."""
-    import keras
-
-    import keras_segadapter as ksa
-
-    keras.utils.set_random_seed(0)
-    plain = keras.applications.ConvNeXtTiny(
-        include_top=False, weights=None, input_shape=(None, None, 3)
-    )
-    return ksa.ConvNeXtTiny(plain, drop_path=0) if name == "ConvNeXtTiny" else plain
-
-
-def head(concatenated):
-    """Return a function that runs our or the paper's head on MiT-B0's stages."""
-    from keras import ops
-
-    import keras_segadapter as ksa
-
-    channels = (32, 64, 160, 256)
-    sides = (SIZE // 4, SIZE // 8, SIZE // 16, SIZE // 32)
-    features = [ops.ones((1, s, s, c)) for s, c in zip(sides, channels, strict=True)]
-    layer = ksa.MLPHead(CLASSES)
-    layer(features)
-
-    def whole():
-        maps = []
-        for x, linear, norm in zip(features, layer.linears, layer.norms, strict=True):
-            x = ops.gelu(norm(linear(x)), approximate=False)
-            maps.append(ops.image.resize(x, (sides[0], sides[0])))
-        fused = ops.matmul(ops.concatenate(maps, axis=-1), layer.projection)
-        return layer.classifier(ops.gelu(layer.projection_norm(fused)))
-
-    return whole if concatenated else lambda: layer(features)
-
-
-def keras_hub_segformer(classes):
-    import keras_hub
-
-    encoder = keras_hub.models.MiTBackbone(
-        image_shape=(SIZE, SIZE, 3),
-        layerwise_depths=[2, 2, 2, 2],
-        num_layers=4,
-        layerwise_num_heads=[1, 2, 5, 8],
-        layerwise_sr_ratios=[8, 4, 2, 1],
-        max_drop_path_rate=0.1,
-        layerwise_patch_sizes=[7, 3, 3, 3],
-        layerwise_strides=[4, 2, 2, 2],
-        hidden_dims=[32, 64, 160, 256],
-    )
-    backbone = keras_hub.models.SegFormerBackbone(
-        image_encoder=encoder, projection_filters=256
-    )
-    return keras_hub.models.SegFormerImageSegmenter(backbone, num_classes=classes)
 
 
 def in_runtime(task, images):
@@ -355,7 +171,6 @@ def exported(task):
     With random weights many pixels are nearly undecided, on which files in 8 bits can't
     agree, while those in float32 must. tests/test_export.py uses a trained model.
     """
-
     import keras_segadapter as ksa
 
     model = build(task)
@@ -378,23 +193,15 @@ def training(task):
 
     The task's `loss` is "tiles" for our loss, "whole" for Keras' on logits resized as a
     whole, or "model" for Keras' at the size of the scores, which shows what the model
-    itself takes. A backbone alone learns to return zeros.
+    itself takes.
     """
     import keras
-    import numpy as np
 
     import keras_segadapter as ksa
 
-    batch, size = task["batch"], task.get("size", SIZE)
-    classes = task.get("classes", CLASSES)
+    size, classes = task.get("size", SIZE), task.get("classes", CLASSES)
+    images, masks = networks.images_and_masks(task["batch"], size, classes)
     model = build(task)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, size, size, 3)).astype("float32")
-    if task["model"] in BACKBONES:
-        model.compile(ksa.AdamW(), "mean_squared_error")
-        zeros = np.zeros(model.compute_output_shape(images.shape), "float32")
-        return lambda: model.train_on_batch(images, zeros)
-    masks = rng.integers(0, classes, (batch, size, size), "int32")
     whole = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if task["loss"] == "model":
         # This bypasses the wrappers of `Segmenter.compile` that resize the scores.
@@ -408,94 +215,13 @@ def training(task):
     return lambda: model.train_on_batch(images, masks)
 
 
-# All tasks, in turns
-
-
-def measure():
-    """Measure the sections that have no results yet."""
-    results = {
-        "command": "python benchmarks/speed.py",
-        "machine": machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "runs": [],
-    }
-    if RESULTS.exists():
-        results["runs"] = json.loads(RESULTS.read_text())["runs"]
-    done = {run["section"] for run in results["runs"]}
-    for section, rounds, tasks in plan():
-        if section in done:
-            continue
-        # All of them are ready before the first is timed.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            workers = list(pool.map(start, tasks))
-        figures = [[] for _ in tasks]
-        for _ in range(rounds):
-            for worker, found in zip(workers, figures, strict=True):
-                if worker:
-                    process, _ = worker
-                    process.stdin.write("go\n")
-                    process.stdin.flush()
-                    found.append(json.loads(process.stdout.readline()))
-        for worker, found, task in zip(workers, figures, tasks, strict=True):
-            run = {"section": section, **task}
-            if worker:
-                process, facts = worker
-                run |= facts
-                process.stdin.close()
-                process.wait()
-                run["seconds"] = [round(x, 4) for turn, _ in found for x in turn]
-                run["memory_mb"] = round(max(memory for _, memory in found))
-            results["runs"].append(run)
-            print(json.dumps(run), flush=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def start(task):
-    """Start a task's process and wait until it is ready for the first timed call.
-
-    Returns:
-        The process and the facts that it printed, or None if it failed.
-    """
-    backend = task["on"] if task["on"] in BACKENDS else "torch"
-    env = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if "threads" in task:
-        env["OMP_NUM_THREADS"] = str(task["threads"])
-    worker = subprocess.Popen(
-        [sys.executable, __file__, "--task", json.dumps(task)],
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for line in worker.stdout:
-        if line.startswith("ready "):
-            return worker, json.loads(line.removeprefix("ready "))
-    worker.wait()
-    return None
-
-
-def machine():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = {line.split(": ")[1] for line in lines if line.startswith("model name")}
-    return f"{os.cpu_count()} cores of {', '.join(sorted(names))}, {platform.system()}"
-
-
 # Tables
-
-
-def report():
-    text = tables(json.loads(RESULTS.read_text()))
-    RESULTS.with_suffix(".md").write_text(text)
-    print(text)
 
 
 def tables(results):
     """Return all tables as Markdown."""
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    lines = [f"{results['machine']}; {versions}.", ""]
-    sections = {}
-    for run in results["runs"]:
-        sections.setdefault(run["section"], []).append(run)
+    lines = [turns.head(results), ""]
+    sections = turns.by_section(results["runs"])
     for section, runs in sections.items():
         lines += [f"**{section}**", "", *table(runs), ""]
     training = {name: runs for name, runs in sections.items() if "adapters" in runs[0]}
@@ -516,11 +242,10 @@ def table(runs):
             yield f"| {what(run)} | {run['on']} | failed | | |"
             continue
         # Where a file is exported first, the peak is that of the export.
-        shown = run["do"] == "train" or run["model"].startswith("head")
-        memory = run["memory_mb"] if shown else ""
+        memory = run["memory_mb"] if run["do"] == "train" else ""
         yield (
-            f"| {what(run)} | {run['on']} | {1000 * median(run):.0f} "
-            f"| {median(run) / median(runs[0]):.2f} | {memory} |"
+            f"| {what(run)} | {run['on']} | {1000 * turns.median(run):.0f} "
+            f"| {turns.median(run) / turns.median(runs[0]):.2f} | {memory} |"
         )
 
 
@@ -534,7 +259,8 @@ def files_table(runs):
             f"| {name} | {run['on']} | failed | | | |"
             if "seconds" not in run
             else f"| {name} | {run['on']} | {run['difference']:.0e} "
-            f"| {run['agreement']:.2%} | {1000 * median(run):.0f} | {run['file_mb']} |"
+            f"| {run['agreement']:.2%} | {1000 * turns.median(run):.0f} "
+            f"| {run['file_mb']} |"
         )
 
 
@@ -553,16 +279,12 @@ def changes(sections):
             whole, own = by_kind[True, "whole"], by_kind[True, "model"]["memory_mb"]
             memory = (adapted["memory_mb"] - own) / (whole["memory_mb"] - own)
             shown = "below 0" if memory < 0 else f"{memory:.2f}"
-            in_tiles = f"| {median(adapted) / median(whole):.2f} | {shown} "
+            in_tiles = f"| {turns.median(adapted) / turns.median(whole):.2f} | {shown} "
         yield (
             f"| {adapted['model']} | {adapted['on']} "
-            f"| {median(adapted) / median(without):.2f} "
+            f"| {turns.median(adapted) / turns.median(without):.2f} "
             f"| {adapted['memory_mb'] / without['memory_mb']:.2f} {in_tiles}|"
         )
-
-
-def median(run):
-    return statistics.median(run["seconds"])
 
 
 def what(run):
@@ -576,27 +298,8 @@ def what(run):
         name += f", {run['size']} x {run['size']}"
     if "classes" in run:
         name += f", K = {run['classes']}"
-    if "threads" in run:
-        name += f", OMP_NUM_THREADS={run['threads']}"
     return name
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "do", nargs="?", choices=("measure", "report"), help="what to do"
-    )
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.task:
-        serve(json.loads(args.task))
-        return
-    if args.do != "report":
-        measure()
-    report()
-
-
 if __name__ == "__main__":
-    main()
+    turns.run(__doc__, RESULTS, plan, prepare, tables)
