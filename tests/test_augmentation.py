@@ -312,7 +312,8 @@ def test_views_of_any_channels(channels, dtype):
         assert found.shape == (20, 40, channels) and found.dtype == dtype
         np.testing.assert_array_equal(ids, same_ids)
         expected = expected[..., np.arange(channels) % 3].astype(float)
-        np.testing.assert_allclose(found, expected, atol=1)
+        # Of some kinds, OpenCV rounds the places between pixels to 1/32.
+        np.testing.assert_allclose(found, expected, atol=7)
 
 
 # Meaning: datasets

@@ -2,14 +2,15 @@
 
 from numbers import Real
 
+import cv2
 import numpy as np
-from PIL import Image
 
-from keras_segadapter.data.resizing import resize_image, resize_mask
+from keras_segadapter.data.counting import count_ids
+from keras_segadapter.data.resizing import crop_resized_image, crop_resized_mask
 from keras_segadapter.validation import check_positive, check_size, ignored_ids
 
 CROPS = 10  # that are looked at; if none of them fits, the next is taken as it is
-HUES = 255  # Pillow's steps around the circle of hues
+HUES = 256  # steps around the circle of hues
 
 
 # Keras' random layers don't serve here: their contrast is relative to the mean, each
@@ -127,18 +128,19 @@ class Augmentation:
                 "`rng` must be a np.random.Generator, such as np.random.default_rng(0)"
                 f". Received: rng={rng!r}"
             )
+        # Only the pixels of the crop are resized.
         size = self._draw_size(image.shape[:2], rng)
-        image, mask = resize_image(image, size), resize_mask(mask, size)
-        crop = self._draw_crop(mask, ignored, rng)
-        image, mask = image[crop], mask[crop]  # at most the crop size
-        if rng.random() < self.flip:
-            image, mask = image[:, ::-1], mask[:, ::-1]
+        shape = np.minimum(size, self.crop_size)
+        corner, ids = self._draw_crop(mask, size, shape, ignored, rng)
+        pixels = crop_resized_image(image, size, corner, shape)
+        step = -1 if rng.random() < self.flip else 1
         if self.photometric:
-            image = _distort(image, rng)
-        (height, width), (full_height, full_width) = mask.shape, self.crop_size
-        padding = ((0, full_height - height), (0, full_width - width))
-        image = np.pad(image, (*padding, (0, 0)))
-        return image, np.pad(mask, padding, constant_values=ignored[0])
+            pixels = _distort(pixels, rng)
+        view = np.zeros((*self.crop_size, image.shape[2]), image.dtype)
+        classes = np.full(self.crop_size, ignored[0], mask.dtype)
+        view[: shape[0], : shape[1]] = pixels[:, ::step]
+        classes[: shape[0], : shape[1]] = ids[:, ::step]
+        return view, classes
 
     def _draw_size(self, size, rng):
         """Return the size at which an image of `size` fits the scaled base box."""
@@ -147,22 +149,17 @@ class Augmentation:
         factor = min(max(box) / max(size), min(box) / min(size))
         return [max(1, int(side * factor + 0.5)) for side in size]
 
-    def _draw_crop(self, mask, ignored, rng):
-        """Return the rows and columns of a crop, as two slices."""
-
-        def draw():
-            room = np.maximum(np.subtract(mask.shape, self.crop_size), 0)
-            corner = rng.integers(room + 1)
-            return tuple(map(slice, corner, corner + self.crop_size))
-
-        crop = draw()
-        for _ in range(CROPS if self.max_class_share < 1 else 0):
-            ids, counts = np.unique(mask[crop], return_counts=True)
-            counts = counts[~np.isin(ids, ignored)]
-            if len(counts) > 1 and counts.max() < self.max_class_share * counts.sum():
+    def _draw_crop(self, mask, size, shape, ignored, rng):
+        """Return the corner of a crop and its ids, at most `(crop height, width)`."""
+        for trial in range(CROPS + 1):
+            corner = rng.integers(np.subtract(size, shape) + 1)
+            ids = crop_resized_mask(mask, size, corner, shape)
+            if self.max_class_share == 1 or trial == CROPS:
                 break
-            crop = draw()
-        return crop
+            counts = [n for id_, n in count_ids(ids).items() if id_ not in ignored]
+            if len(counts) > 1 and max(counts) < self.max_class_share * sum(counts):
+                break
+        return corner, ids
 
 
 def check_ignored(ignore_class, num_classes=None):
@@ -258,23 +255,26 @@ def _distort(image, rng):
     brightness = sometimes(lambda: same + rng.uniform(-32, 32))
     contrast = sometimes(lambda: same * rng.uniform(0.5, 1.5))
     saturation = sometimes(lambda: same * rng.uniform(0.5, 1.5))
-    hue = sometimes(lambda: same + round(rng.integers(-18, 18) * 2 / 360 * HUES))
+    hue = sometimes(
+        lambda: (same + round(rng.integers(-18, 18) * 2 / 360 * HUES)) % 256
+    )
     contrast_first = rng.random() < 0.5
 
-    channels = image.shape[2]
-    picture = Image.fromarray(image if channels == 3 else image[..., 0])
-    picture = _replace(picture, [brightness] * channels)
+    shape = image.shape
+    image = _replace(image, brightness)
     if contrast_first:
-        picture = _replace(picture, [contrast] * channels)
+        image = _replace(image, contrast)
     is_changed = hue is not same or saturation is not same
-    if channels == 3 and is_changed:  # since the way to HSV rounds
-        picture = _replace(picture.convert("HSV"), [hue % HUES, saturation, same])
-        picture = picture.convert("RGB")
+    if shape[2] == 3 and is_changed:  # since the way to HSV rounds
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+        image = _replace(image, np.stack([hue, saturation, same], axis=-1))
+        image = cv2.cvtColor(image, cv2.COLOR_HSV2RGB_FULL)
     if not contrast_first:
-        picture = _replace(picture, [contrast] * channels)
-    return np.asarray(picture).reshape(image.shape)
+        image = _replace(image, contrast)
+    return image.reshape(shape)
 
 
-def _replace(picture, tables):
-    """Replace each channel's values by those of its table, clipped to 0..255."""
-    return picture.point(np.clip(tables, 0, 255).astype("uint8").ravel().tolist())
+def _replace(image, table):
+    """Replace values by those of a table `(256,)` or `(256, C)`, clipped to 0..255."""
+    table = np.clip(table, 0, 255).astype("uint8")
+    return cv2.LUT(image, table.reshape(1, 256, -1))

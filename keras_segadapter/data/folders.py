@@ -173,7 +173,7 @@ class FolderDataset(keras.utils.PyDataset):
                     f"{self.image_paths[chosen[0]]} of size {images[0].shape[:2]}, "
                     f"{self.image_paths[i]} of size {image.shape[:2]}"
                 )
-        return np.stack(images), np.stack(masks).astype(self._table.dtype)
+        return np.stack(images), np.stack(masks)
 
     def on_epoch_end(self):
         """Move on to the next order; Keras calls this after a pass."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from keras_segadapter.data.counting import count_ids
 from keras_segadapter.data.disk import show_progress
 from keras_segadapter.data.folders import FolderDataset
 from keras_segadapter.data.label_table import BLACK_AND_WHITE
@@ -275,7 +276,7 @@ class FolderReport:
         except ValueError as error:
             return _Found(fault=str(error))
         highest = int(image.max()) if image.dtype == "uint8" else None
-        return _Found(mask.shape, _count(mask), _count_odd(mask), highest)
+        return _Found(mask.shape, count_ids(mask), _count_odd(mask), highest)
 
     def _name(self, id_):
         """Return what a table or a legend calls an id."""
@@ -397,20 +398,6 @@ def _key(id_):
     """Return an id, or the color that a number from `_COLOR` on stands for."""
     color = (id_ >> 16 & 255, id_ >> 8 & 255, id_ & 255)
     return color if id_ >= _COLOR else id_
-
-
-def _count(mask):
-    """Return a dict from the ids in a mask `(H, W)` to the number of their pixels."""
-    if mask.min() >= 0 and mask.max() < 2**16:
-        counts = np.bincount(mask.ravel())
-        ids = np.flatnonzero(counts)
-        return dict(zip(ids.tolist(), counts[ids].tolist(), strict=True))
-    # Runs of equal ids are far fewer than pixels to sort.
-    flat = mask.ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
-    ids, places = np.unique(flat[starts], return_inverse=True)
-    counts = np.bincount(places.ravel(), np.diff(np.append(starts, flat.size)))
-    return dict(zip(ids.tolist(), counts.astype("int64").tolist(), strict=True))
 
 
 def _count_odd(mask):

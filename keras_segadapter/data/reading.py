@@ -1,7 +1,7 @@
 """Images and masks as arrays, from picture files and back."""
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from keras_segadapter.data.decoding import decode, suffix_of
 
@@ -65,7 +65,7 @@ def picture_pixels(picture, channels=3):
     name = getattr(picture, "filename", "") or f"a picture of mode {picture.mode}"
     # Older versions of Pillow open PNG files of 16 bits as pictures of 32 bits.
     is_deep = picture.mode == "I" and picture.format == "PNG"
-    picture = ImageOps.exif_transpose(picture)
+    picture = _upright(picture)
     if picture.mode[0] in "IF":
         values = np.asarray(picture, "uint16" if is_deep else None)
         picture = Image.fromarray(_eight_bits(values, name))
@@ -75,7 +75,9 @@ def picture_pixels(picture, channels=3):
     elif picture.mode in ("P", "PA"):
         # Pillow warns when palette colors with transparency go straight to RGB.
         picture = picture.convert("RGBA")
-    pixels = np.asarray(picture.convert(_MODES[channels]))
+    if picture.mode != _MODES[channels]:  # else this would be one more copy
+        picture = picture.convert(_MODES[channels])
+    pixels = np.asarray(picture)
     return pixels.reshape(*pixels.shape[:2], channels)  # (H, W, C)
 
 
@@ -113,7 +115,7 @@ def read_ids_and_colors(path, by_color=False):
     """
     mask, colors = decode(path, "mask"), None
     if isinstance(mask, Image.Image):
-        picture = ImageOps.exif_transpose(mask)
+        picture = _upright(mask)
         mode, mask = picture.mode, np.asarray(picture)
         if mode in ("CMYK", "YCbCr", "HSV", "LAB"):
             raise ValueError(
@@ -157,6 +159,13 @@ def write_mask(path, labels):
         )
     dtype = "uint8" if labels.max() < 256 else "uint16"
     Image.fromarray(labels.astype(dtype)).save(path)
+
+
+def _upright(picture):
+    """Return a picture turned as its EXIF orientation says, not copied if it is so."""
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return picture
+    return ImageOps.exif_transpose(picture)
 
 
 def _channels_last(image, channels, path):

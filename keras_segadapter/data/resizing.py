@@ -1,5 +1,6 @@
 """Images and masks of other sizes."""
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -26,6 +27,68 @@ def resize_mask(mask, size):
     kind = "uint8" if mask.dtype == "uint8" else "int32"  # Pillow has no others
     resized = _resize(mask.astype(kind), size, Image.Resampling.NEAREST)
     return resized.astype(mask.dtype)
+
+
+def crop_resized_image(image, size, corner, shape):
+    """Return what resizing and then cropping makes of an image `(H, W, C)`.
+
+    Only the crop is computed. It is interpolated between pixels or, where the image
+    shrinks to a half or less, between the means of blocks of pixels.
+
+    Args:
+        image: Image `(H, W, C)`.
+        size: `(height, width)` that the image is resized to.
+        corner: `(top, left)` of the crop in the resized image.
+        shape: `(height, width)` of the crop, which lies in the resized image.
+
+    Returns:
+        Crop `(height, width, C)`, of the image's dtype.
+    """
+    dtype = image.dtype
+    if dtype not in ("uint8", "uint16", "float32"):  # OpenCV has not all of the others
+        image = image.astype("float64")
+    scale = np.divide(image.shape[:2], size)  # of the axes, as all that follows
+    block = max(1, int(scale.min()))
+    # Places of the first and the last pixel of the crop in the image.
+    first, last = (
+        scale * (np.array(place) + 0.5) - 0.5
+        for place in (corner, np.add(corner, shape) - 1)
+    )
+    low = np.maximum(np.floor(first - block), 0).astype(int)
+    high = np.ceil(last + block).astype(int) + 1
+    window = image[low[0] : high[0], low[1] : high[1]]  # all that the crop depends on
+    blocks = np.array(window.shape[:2]) // block
+    rows, columns = blocks * block
+    (y, x), (dy, dx) = (first - low + 0.5) / block - 0.5, scale / block
+    matrix = np.array([[dx, 0, x], [0, dy, y]])
+
+    def view(bands):
+        if block > 1:
+            bands = cv2.resize(
+                bands[:rows, :columns], blocks[::-1], interpolation=cv2.INTER_AREA
+            )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        edge = {"borderMode": cv2.BORDER_REPLICATE}
+        bands = cv2.warpAffine(bands, matrix, shape[::-1], flags=flags, **edge)
+        return bands.reshape(*shape, -1)
+
+    # OpenCV takes four channels at a time.
+    parts = [view(window[..., i : i + 4]) for i in range(0, image.shape[2], 4)]
+    crop = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    if crop.dtype != dtype and dtype.kind in "iu":
+        crop = np.rint(crop)
+    return crop.astype(dtype, copy=False)
+
+
+def crop_resized_mask(mask, size, corner, shape):
+    """Do the same to a mask `(H, W)`, of which the nearest pixels are taken."""
+    rows, columns = (
+        ((np.arange(start, start + length) + 0.5) * full / resized).astype(int)
+        for start, length, full, resized in zip(
+            corner, shape, mask.shape, size, strict=True
+        )
+    )
+    return mask[rows][:, columns]
 
 
 def _resize(array, size, resampling):

@@ -139,7 +139,7 @@ def open_tfds(
         else:
             rng = np.random.default_rng([seed, epoch, index])
             image, classes = augmentation(image, classes, rng, table.ignored)
-        return image, classes.astype(table.dtype)
+        return image, classes
 
     def one_pass(_):
         # Each pass asks Python, since tf.data's graph would keep the first epoch.
