@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 from numpy_method import maps
 
+from keras_segadapter.layers import native
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
 
 # On PyTorch some take a way of their own and the others that of Keras.
@@ -37,7 +38,8 @@ CASES = {
 
 @pytest.mark.parametrize(("cls", "options"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_equals_the_layer_of_keras(cls, options, dtype):
+def test_equals_the_layer_of_keras(cls, options, dtype, monkeypatch):
+    monkeypatch.setattr(native, "FEW_PRODUCTS", 0)  # on JAX' CPU, not the library's way
     (parent,) = cls.__bases__
     assert parent in (layers.DepthwiseConv2D, layers.Conv2D, layers.Dense)
     x = maps(2, 9, 8, 6)
@@ -55,3 +57,22 @@ def test_equals_the_layer_of_keras(cls, options, dtype):
     scale = np.abs(expected).max()
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     np.testing.assert_allclose(actual / scale, expected / scale, atol=tolerance)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False, "center": False}])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batch_norm_trains_as_that_of_keras(options, dtype):
+    x, target = maps(2, 9, 8, 3) + 2.0, maps(2, 9, 8, 4, seed=1)
+    results = []
+    for cls in (native.BatchNormalization, layers.BatchNormalization):
+        keras.utils.set_random_seed(0)
+        norm = cls(momentum=0.9, dtype=dtype, **options)
+        model = keras.Sequential(
+            [keras.Input((9, 8, 3)), layers.Dense(4, use_bias=False), norm]
+        )
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        losses = [model.train_on_batch(x, target) for _ in range(2)]
+        results.append([*map(np.asarray, losses), *model.get_weights()])
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)

@@ -24,6 +24,7 @@ from keras_segadapter.inference.onnx_files import (
 )
 from keras_segadapter.inference.predict import as_array, check_input
 from keras_segadapter.inference.rows import label_dtype
+from keras_segadapter.layers.native import library_convolutions
 from keras_segadapter.lora import lora_merged
 from keras_segadapter.validation import check_segmenter, check_size
 from keras_segadapter.version import __version__
@@ -121,7 +122,7 @@ def export_model(model, path, *, size=None, labels=False, calibration=None):
         "colors": None if model.colors is None else model.colors.tolist(),
     }
     write = _write_onnx if path.suffix in (".onnx", ".xml") else _write_with_keras
-    with lora_merged(plain):
+    with lora_merged(plain), library_convolutions():
         write(plain, spec, path, images, facts)
     return path
 

@@ -12,7 +12,11 @@ import functools
 import keras
 from keras import ops
 
-from keras_segadapter.layers.native import compile_on_jax, on_jax
+from keras_segadapter.layers.native import (
+    compile_on_jax,
+    library_convolutions,
+    on_jax,
+)
 from keras_segadapter.lora import lora_merged
 
 # Copies of the weights that a trainer has, by the ids of their variables.
@@ -54,7 +58,7 @@ class InferenceModel(keras.Model):
 
     def export(self, *args, **kwargs):
         """Export the model, with LoRA merged; arguments as in Keras."""
-        with lora_merged(self):
+        with lora_merged(self), library_convolutions():
             return super().export(*args, **kwargs)
 
     def _predict(self, x):
