@@ -4,7 +4,6 @@ XLA has no fast depthwise convolution for CPUs. It does make one loop of many sl
 products and sums, which takes a tenth of the time and less.
 """
 
-import keras
 from keras import ops
 
 
