@@ -16,6 +16,7 @@ from keras_segadapter.backbones.preprocessing import (
     default_preprocessing,
     normalizes,
 )
+from keras_segadapter.data.folders import FolderDataset
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import (
     add_at_finest,
@@ -472,6 +473,9 @@ class Segmenter(keras.Model):
                 history = super().fit(**given)
             finally:
                 release_weights(self)
+                for data in (x, given.get("validation_data")):
+                    if isinstance(data, FolderDataset):
+                        data.close()
         if state is not None:
             history.epoch, history.history = state.epochs, state.history
         return history

@@ -1,11 +1,11 @@
 """Images and masks read from a folder on disk."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 
+from keras_segadapter.data.ahead import Readers
 from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.epochs import epoch_order
@@ -34,6 +34,9 @@ class FolderDataset(keras.utils.PyDataset):
     before its first; pass `shuffle=False` there, or Keras shuffles the batches itself,
     with Python's global random state.
 
+    The next two batches are read while a model trains on one. `Segmenter.fit` ends the
+    threads or processes that do so; after a loop of your own, `close` does.
+
     Args:
         source: Path of the folder, or a pair `(image_paths, mask_paths)` of lists of
             files in the same order.
@@ -60,8 +63,17 @@ class FolderDataset(keras.utils.PyDataset):
         shuffle: Boolean. Whether each epoch has an order of its own. Defaults to
             `False`.
         seed: Integer of at least 0. Seed of the orders and views. Defaults to `0`.
-        threads: Integer of at least 1. Number of threads that read the files of a
-            batch; it changes no result. Defaults to `4`.
+        shard: Tuple of integers, `(index, count)`, or None. Which part of each epoch
+            this dataset gives, for one of several machines; all parts are of equal
+            size, and up to `count - 1` images of an epoch are left out. Defaults to
+            `None`: all of it.
+        threads: Integer of at least 1. Number of threads that read files; like
+            `processes`, it changes no result. Defaults to `4`.
+        processes: Integer of at least 0. Number of processes that read files in place
+            of the threads, for accelerators that take more images than threads can
+            make under Python's one lock. Each takes the memory and the time of an
+            import of Keras. A script that trains with them must do so under
+            `if __name__ == "__main__":`. Defaults to `0`.
 
     Attributes:
         epoch: Number of the current pass, from 0.
@@ -113,16 +125,16 @@ class FolderDataset(keras.utils.PyDataset):
         resize_masks=False,
         shuffle=False,
         seed=0,
+        shard=None,
         threads=4,
+        processes=0,
     ):
-        # Keras' `workers` are not used: their queue keeps the batches that it reads
-        # ahead to build the model, and gives them to the first epoch in place of its
-        # own. Threads inside a batch cannot change the order.
         super().__init__()
         self._table = LabelTable(num_classes, labels, ignore_class)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.seed = check_integer("seed", seed, 0)
         self.threads = check_integer("threads", threads, 1)
+        self.processes = check_integer("processes", processes, 0)
         if image_size is not None:
             image_size = check_size("image_size", image_size)
         self.channels = check_integer("channels", channels, 1)
@@ -139,7 +151,9 @@ class FolderDataset(keras.utils.PyDataset):
         self.image_size = image_size
         self.augmentation = augmentation
         self.shuffle = bool(shuffle)
+        self.shard = _check_shard(shard, len(self.image_paths))
         self.epoch = 0
+        self._readers, self._previous = None, -1
 
     @property
     def epoch(self):
@@ -150,7 +164,8 @@ class FolderDataset(keras.utils.PyDataset):
         self._epoch = check_integer("epoch", value, 0)
 
     def __len__(self):
-        return -(-len(self.image_paths) // self.batch_size)  # rounded up
+        count = len(self.image_paths) // self.shard[1]
+        return -(-count // self.batch_size)  # rounded up
 
     def __getitem__(self, index):
         """Return batch `index` of the current epoch as `(images, masks)`."""
@@ -159,31 +174,55 @@ class FolderDataset(keras.utils.PyDataset):
                 f"The index of a batch must be from 0 to {len(self) - 1}. Received: "
                 f"index={index}"
             )
+        if self._readers is None:
+            self._readers = Readers(self._read, self.threads, self.processes)
+        # The epoch is a part of the keys only where it makes a difference.
+        epoch = self.epoch if self.shuffle or self.augmentation is not None else 0
         count = len(self.image_paths)
-        indices = epoch_order(count, self.shuffle, self.seed, self.epoch)
-        chosen = indices[index * self.batch_size : (index + 1) * self.batch_size]
-        with ThreadPoolExecutor(self.threads) as pool:
-            pairs = list(pool.map(self._read, chosen))
+        part, parts = self.shard
+        order = epoch_order(count, self.shuffle, self.seed, epoch)
+        order = order[part::parts][: count // parts]
+        keys = [(epoch, i) for i in order.tolist()]
+        start, stop = index * self.batch_size, (index + 1) * self.batch_size
+        chosen = keys[start:stop]
+        # Nothing is known about the next batch where batches are drawn at random.
+        goes_on = index in (0, self._previous + 1)
+        ahead = 2 * max(self.batch_size, self.processes or self.threads)
+        self._previous = index
+        pairs = self._readers.get(chosen, keys[stop : stop + ahead] if goes_on else ())
         images, masks = zip(*pairs, strict=True)
-        for i, image in zip(chosen, images, strict=True):
+        for (_, i), image in zip(chosen, images, strict=True):
             if image.shape != images[0].shape:
                 raise ValueError(
                     "The images of a batch must have one size. Pass "
                     "`image_size=(height, width)` to resize them. Received: "
-                    f"{self.image_paths[chosen[0]]} of size {images[0].shape[:2]}, "
+                    f"{self.image_paths[chosen[0][1]]} of size {images[0].shape[:2]}, "
                     f"{self.image_paths[i]} of size {image.shape[:2]}"
                 )
         return np.stack(images), np.stack(masks)
+
+    def close(self):
+        """End the threads or processes that read; the next batch starts new ones."""
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            readers.close()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_readers": None}
 
     def on_epoch_end(self):
         """Move on to the next order; Keras calls this after a pass."""
         self.epoch += 1
 
-    def _read(self, i):
-        """Return image i `(H, W, C)` and its classes `(H, W)`, as a batch has them."""
+    def _read(self, key):
+        """Return an image `(H, W, C)` and its classes `(H, W)`, as a batch has them.
+
+        `key` is `(epoch, i)`.
+        """
+        epoch, i = key
         image, mask = self._read_whole(i)
         if self.augmentation is not None:
-            rng = np.random.default_rng([self.seed, self.epoch, i])
+            rng = np.random.default_rng([self.seed, epoch, i])
             return self.augmentation(image, mask, rng, self._table.ignored)
         if self.image_size is None:
             return image, mask
@@ -219,6 +258,26 @@ class FolderDataset(keras.utils.PyDataset):
                 )
             classes = resize_mask(classes, size)
         return image, classes
+
+
+def _check_shard(shard, images):
+    """Return `shard` as `(index, count)`.
+
+    Raises:
+        ValueError: If it is not as described, or if there are fewer images than parts.
+    """
+    if shard is None:
+        return 0, 1
+    if not isinstance(shard, (tuple, list)) or len(shard) != 2:
+        raise ValueError(f"`shard` must be (index, count). Received: shard={shard!r}")
+    index, count = (check_integer(f"shard[{i}]", shard[i], i) for i in (0, 1))
+    if not index < count <= images:
+        raise ValueError(
+            "`shard` must be (index, count), with an index below the count and a count "
+            f"of at most the number of images. Received: shard={shard!r}, {images} "
+            "images"
+        )
+    return index, count
 
 
 def _paths(source):
