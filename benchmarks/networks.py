@@ -10,7 +10,7 @@ def images_and_masks(batch, size, classes):
     return images, rng.integers(0, classes, (batch, size, size), "int32")
 
 
-def inference(model, images, on):
+def inference(model, images, on, xla=False):
     """Return a function from images to logits of their size, of a `Segmenter`."""
     import keras
 
@@ -23,7 +23,7 @@ def inference(model, images, on):
     if on == "tensorflow":
         import tensorflow as tf
 
-        function = tf.function(model, reduce_retracing=True)
+        function = tf.function(model, reduce_retracing=True, jit_compile=xla)
         return lambda: function(images)[:, -1:, -1:].numpy()
     import jax
 

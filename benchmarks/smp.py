@@ -63,13 +63,14 @@ def plan():
 
 def prepare(task):
     """Yield the phases of a task: training, then inference."""
-    images, masks = networks.images_and_masks(BATCH, SIZE, CLASSES)
+    size, classes = task.get("size", SIZE), task.get("classes", CLASSES)
+    images, masks = networks.images_and_masks(BATCH, size, classes)
     name, *architectures = SMP[task["encoder"]]
     if task["model"] in architectures:
         import segmentation_models_pytorch  # noqa: F401
 
         facts = {"start_mb": turns.peak()}
-        network = networks.smp(task["model"], name, CLASSES)
+        network = networks.smp(task["model"], name, classes)
         weights = [weight.numel() for weight in network.parameters()]
         step = networks.smp_step(network, images, masks)
         yield "train", step, {**facts, "parameters": sum(weights)}
@@ -81,14 +82,14 @@ def prepare(task):
 
     facts = {"start_mb": turns.peak()}
     if task["model"] == "SegFormerB0":
-        model = ksa.SegFormerB0(CLASSES)
+        model = ksa.SegFormerB0(classes)
     elif task["encoder"] == "MiT-B0":
-        model = ksa.AdaptMiTB0(CLASSES)
+        model = ksa.AdaptMiTB0(classes)
     else:
         build = getattr(keras.applications, APPLICATIONS[task["encoder"]])
         backbone = build(include_top=False, weights=None, input_shape=(None, None, 3))
         adapters = task["model"] == "adapters"
-        model = ksa.build_segmenter(backbone, CLASSES, adapters=adapters)
+        model = ksa.build_segmenter(backbone, classes, adapters=adapters)
     model.compile()
     weights = [math.prod(weight.shape) for weight in model.trainable_variables]
     step = functools.partial(model.train_on_batch, images, masks)

@@ -17,13 +17,17 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# What "tiny" makes of each task.
+TINY = {"size": 64, "classes": 8, "batch": 2, "images": 4, "calls": 1}
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGES = (
     *("keras", "tensorflow", "jax", "torch", "keras-hub", "transformers"),
@@ -32,19 +36,25 @@ PACKAGES = (
 
 
 def run(doc, results, plan, prepare, tables):
-    """Run a benchmark as a script: measure what has no results yet, write tables."""
+    """Run a benchmark as a script: measure what has no results yet, write tables.
+
+    With "tiny" it measures all of it once, in a small form and for a look only.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "do", nargs="?", choices=("measure", "report"), help="what to do"
-    )
+    choices = ("measure", "report", "tiny")
+    parser.add_argument("do", nargs="?", choices=choices, help="what to do")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
         serve(json.loads(args.task), prepare)
         return
-    if args.do != "report":
+    if args.do == "tiny":
+        tiny = [(name, 1, [task | TINY for task in tasks]) for name, _, tasks in plan()]
+        results = Path(tempfile.mkdtemp()) / results.name
+        measure(results, tiny)
+    elif args.do != "report":
         measure(results, plan())
     text = tables(json.loads(results.read_text()))
     results.with_suffix(".md").write_text(text)
@@ -206,7 +216,10 @@ def versions():
 def machine():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = {line.split(": ")[1] for line in lines if line.startswith("model name")}
-    return f"{os.cpu_count()} cores of {', '.join(sorted(names))}, {platform.system()}"
+    ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    gpus = subprocess.check_output(ask, text=True) if shutil.which(ask[0]) else ""
+    names = [*sorted(names), *gpus.splitlines(), platform.system()]
+    return f"{os.cpu_count()} cores of {', '.join(names)}"
 
 
 # Tables
