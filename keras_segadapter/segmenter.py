@@ -17,6 +17,7 @@ from keras_segadapter.backbones.preprocessing import (
     normalizes,
 )
 from keras_segadapter.data.folders import FolderDataset
+from keras_segadapter.graph.adapters import resolve_adapters
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import (
     add_at_finest,
@@ -24,7 +25,6 @@ from keras_segadapter.graph.splice import (
     layer_names,
     neck_divisor,
     note_coarse_stages,
-    resolve_adapters,
     run_neck,
     splice_adapters,
 )
@@ -100,7 +100,10 @@ class Segmenter(keras.Model):
             end. Defaults to `find_stages(backbone)`.
         adapters: True for the paper's adapters (scale 1e-2 at the deepest stage, a
             tenth of it at each shallower one), False for the same model without them,
-            or a list of `SegAdapter`, one per tap, shallow to deep. Defaults to `True`.
+            or a list of `SegAdapter`, one per tap, shallow to deep. Where an adapter of
+            `True` would have more than half as many weights as its stage, as on the
+            wide stages of a ResNet-50, it gets a `width`, and a printed line says so.
+            Defaults to `True`.
         neck: Layer from the list of adapted stage features to the list of feature maps
             that the head gets, such as `SimpleFeaturePyramid()` for a plain vision
             transformer. Features of taps in front of the final layer norm of a vision
@@ -201,7 +204,7 @@ class Segmenter(keras.Model):
         if taps is None and neck is None:
             note_coarse_stages(functional, stages)
         taken = layer_names(functional)
-        adapters = resolve_adapters(adapters, stages, num_classes, aux, taken)
+        adapters = resolve_adapters(adapters, functional, stages, num_classes, aux)
         if head is None:
             head = MLPHead(num_classes, name=free_name("head", taken))
         if preprocessing is None:

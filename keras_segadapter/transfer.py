@@ -6,10 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_segadapter.graph.adapters import default_adapters
 from keras_segadapter.graph.replay import as_functional
-from keras_segadapter.graph.splice import free_name, layer_names
-from keras_segadapter.graph.stages import stage_keys
-from keras_segadapter.layers.adapter import SegAdapter
 from keras_segadapter.segmenter import Segmenter
 from keras_segadapter.validation import (
     check_names_and_colors,
@@ -35,8 +33,8 @@ def add_adapters(model, adapters=True, *, scale_init=0.0, aux="auto", name=None)
 
     Args:
         model: A `Segmenter` without adapters.
-        adapters: True for one `SegAdapter` per stage, or a list of them, shallow to
-            deep. Defaults to `True`.
+        adapters: True for one `SegAdapter` per stage, as in `Segmenter`, or a list of
+            them, shallow to deep. Defaults to `True`.
         scale_init: Number. Initial value of `mu` in the adapters of `adapters=True`:
             0 for the same logits, 1e-5 for logits close to them. Defaults to `0.0`.
         aux: What the auxiliary loss supervises, as in `Segmenter`; `"auto"` for what
@@ -78,18 +76,15 @@ def add_adapters(model, adapters=True, *, scale_init=0.0, aux="auto", name=None)
         )
     scale_init = check_number("scale_init", scale_init)
     if adapters is True:
-        taken = layer_names(as_functional(model.backbone))
-        adapters = [
-            SegAdapter(
-                model.num_classes,
-                scale_init=scale_init,
-                name=free_name(f"adapter_{key}", taken),
-                dtype=_policy_of(features),
-            )
-            for key, features in zip(
-                stage_keys(model.stages), model.features["inputs"], strict=True
-            )
-        ]
+        adapters = default_adapters(
+            as_functional(model.backbone),
+            model.stages,
+            model.num_classes,
+            [
+                {"scale_init": scale_init, "dtype": _policy_of(features)}
+                for features in model.features["inputs"]
+            ],
+        )
     elif not isinstance(adapters, (list, tuple)):
         raise TypeError(
             "`adapters` must be True or a list of SegAdapter. Received: "

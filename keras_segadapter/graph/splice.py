@@ -8,8 +8,6 @@ from keras import layers
 
 from keras_segadapter.graph.probe import Graph
 from keras_segadapter.graph.replay import record, replay
-from keras_segadapter.graph.stages import stage_keys
-from keras_segadapter.layers.adapter import SegAdapter
 from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.layers.tokens import TokensToMap
 
@@ -63,60 +61,6 @@ def free_name(name, taken):
     numbered = (f"{name}_{number}" for number in itertools.count(1))
     candidates = itertools.chain([name], numbered)
     return next(candidate for candidate in candidates if candidate not in taken)
-
-
-def resolve_adapters(adapters, stages, num_classes, aux, taken=()):
-    """Return the list of adapters, one per stage; empty for none.
-
-    Raises:
-        TypeError: If `adapters` is neither a boolean nor a list of `SegAdapter`.
-        ValueError: If they do not fit, or `aux` is unknown or asks for their scores
-            where there are none.
-    """
-    known = aux is None or (isinstance(aux, str) and aux in ("sum", "per_stage"))
-    if not known and not isinstance(aux, keras.Layer):
-        raise ValueError(
-            '`aux` must be "sum", "per_stage", None or a layer like `head`. Received: '
-            f"aux={aux!r}"
-        )
-    if adapters is False:
-        return []
-    if adapters is True:
-        deepest = len(stages) - 1
-        return [
-            SegAdapter(
-                num_classes,
-                scale_init=1e-2 * 0.1 ** (deepest - index),
-                name=free_name(f"adapter_{key}", taken),
-            )
-            for index, key in enumerate(stage_keys(stages))
-        ]
-    if not isinstance(adapters, (list, tuple)) or not all(
-        isinstance(adapter, SegAdapter) for adapter in adapters
-    ):
-        raise TypeError(
-            "`adapters` must be True, False or a list of SegAdapter. Received: "
-            f"adapters={adapters!r}"
-        )
-    if len({id(adapter) for adapter in adapters}) != len(stages):
-        raise ValueError(
-            "`adapters` must hold one SegAdapter of its own for each of the "
-            f"{len(stages)} taps. Received: {len(adapters)} adapters"
-        )
-    for adapter in adapters:
-        if adapter.num_classes != num_classes:
-            raise ValueError(
-                "Adapters and model must score the same number of classes. Received: "
-                f"num_classes={num_classes} and the adapter '{adapter.name}' with "
-                f"num_classes={adapter.num_classes}"
-            )
-        if isinstance(aux, str) and not adapter.return_scores:
-            raise ValueError(
-                "The auxiliary loss needs the adapters' scores. Set return_scores=True "
-                f"or aux=None. Received: aux={aux!r} and the adapter '{adapter.name}' "
-                "with return_scores=False"
-            )
-    return list(adapters)
 
 
 def splice_adapters(backbone, image, stages, adapters):
