@@ -17,6 +17,7 @@ from keras_segadapter.backbones.preprocessing import (
     normalizes,
 )
 from keras_segadapter.data.folders import FolderDataset
+from keras_segadapter.data_validation import check_batch
 from keras_segadapter.graph.adapters import resolve_adapters
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import (
@@ -62,7 +63,6 @@ from keras_segadapter.training.watch import (
     check_validation,
 )
 from keras_segadapter.validation import (
-    check_batch,
     check_config,
     check_integer,
     check_loss_weights,

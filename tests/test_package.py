@@ -15,6 +15,7 @@ PACKAGE = ROOT / "keras_segadapter"
 READING_ORDER = [
     "version",
     "validation",
+    "data_validation",
     "saving",
     "layers.shifted",
     "layers.native",

@@ -13,8 +13,11 @@ from PIL import Image
 from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.data.scenes import make_scenes
+from keras_segadapter.data_validation import check_images
 from keras_segadapter.inference.rows import fit_images, label_dtype, resize
-from keras_segadapter.validation import check_images, check_segmenter
+from keras_segadapter.validation import (
+    check_segmenter,
+)
 
 # What LiteRT files and SavedModels keep, where other formats have metadata.
 FACTS_FILE = "keras_segadapter.json"

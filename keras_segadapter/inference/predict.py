@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from keras_segadapter.data.reading import picture_pixels
+from keras_segadapter.data_validation import check_images
 from keras_segadapter.inference.rows import (
     has_fixed_size,
     image_rows,
@@ -14,7 +15,6 @@ from keras_segadapter.inference.rows import (
     resized_rows,
 )
 from keras_segadapter.validation import (
-    check_images,
     check_integer,
     check_positive,
     check_segmenter,

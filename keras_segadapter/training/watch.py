@@ -7,16 +7,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_segadapter.losses.crossentropy import (
-    FRACTION,
-    counted_pixels,
-    integer_labels,
-)
-from keras_segadapter.validation import (
+from keras_segadapter.data_validation import (
     check_batch,
     check_masks,
     check_range,
     count_values,
+)
+from keras_segadapter.losses.crossentropy import (
+    FRACTION,
+    counted_pixels,
+    integer_labels,
 )
 
 NAMED = 256  # ids 0 to 255 are counted one by one
