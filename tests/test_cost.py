@@ -221,6 +221,15 @@ def test_a_vision_transformer():
     assert report.not_counted == ()
 
 
+def test_adapters_of_fewer_channels_cost_less():
+    adapters = [ksa.SegAdapter(3, width=4)]
+    report = cost_report(segmenter(adapters=adapters), (16, 32))
+    (row,) = rows(report, "adapter")
+    per_pixel = 5 * 4**2 + 4 * 4 * 6 + (6 + 2 * 4) * 3 + 25 * (4 + 3)
+    assert row.multiply_adds == 4 * 8 * per_pixel
+    assert row.parameters == adapters[0].count_params()
+
+
 def test_layers_inside_a_users_layers_are_counted():
     inner = Block(lambda x, dense: dense(x), layers.Dense(6))
     outer = Block(lambda x, block, conv: conv(block(x)), inner, layers.Conv2D(4, 1))
