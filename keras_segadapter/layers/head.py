@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_segadapter.layers.native import Dense, resize_bilinear
+from keras_segadapter.layers.native import BatchNormalization, Dense, resize_bilinear
 from keras_segadapter.validation import (
     check_feature_maps,
     check_integer,
@@ -96,20 +96,21 @@ class MLPHead(layers.Layer):
     def call(self, inputs, training=None):
         _, height, width, _ = ops.shape(inputs[0])
         shape = (len(inputs), self.channels, self.channels)
-        weights = ops.reshape(self.projection, shape)  # (n, C_d, C_d)
-        fused = 0.0
-        for i, (features, linear, norm) in enumerate(
-            zip(inputs, self.linears, self.norms, strict=True)
-        ):
-            hidden = norm(linear(features), training=training)  # (B, H_i, W_i, C_d)
-            hidden = self.activation(hidden)
-            projected = ops.matmul(hidden, ops.cast(weights[i], hidden.dtype))
-            if i > 0:
-                resized = resize_bilinear(projected, height, width)
-                projected = ops.cast(resized, projected.dtype)
-            fused = fused + projected  # (B, H_1, W_1, C_d)
+        weights = ops.unstack(ops.reshape(self.projection, shape))  # n of (C_d, C_d)
+        parts = (
+            self._project(*part, training=training)
+            for part in zip(inputs, self.linears, self.norms, weights, strict=True)
+        )
+        fused = next(parts)
+        for part in parts:
+            part = resize_bilinear(part, height, width)
+            fused = fused + ops.cast(part, fused.dtype)  # (B, H_1, W_1, C_d)
         fused = self.activation(self.projection_norm(fused, training=training))
-        return self.classifier(self.drop(fused, training=training))  # (B, H_1, W_1, K)
+        if training:
+            # A product with 0 or 1 / (1 - rate) a channel, where the layer by itself
+            # would make a quotient and a choice of the whole map.
+            fused = fused * self.drop(ops.ones_like(fused[:, :1, :1]), training=True)
+        return self.classifier(fused)  # (B, H_1, W_1, K)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[0][:-1], self.num_classes)
@@ -124,7 +125,13 @@ class MLPHead(layers.Layer):
         )
         return config
 
+    def _project(self, features, linear, norm, weight, training):
+        """Return what a stage adds to the projection, at its own size."""
+        hidden = norm(linear(features), training=training)  # (B, H_i, W_i, C_d)
+        hidden = self.activation(hidden)
+        return ops.matmul(hidden, ops.cast(weight, hidden.dtype))
+
 
 def _norm(**inner):
     # Momentum 0.9 is PyTorch's 0.1, with which the paper's models were trained.
-    return layers.BatchNormalization(epsilon=1e-6, momentum=0.9, **inner)
+    return BatchNormalization(epsilon=1e-6, momentum=0.9, **inner)

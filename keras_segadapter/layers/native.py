@@ -136,9 +136,9 @@ class Dense(layers.Dense):
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class BatchNormalization(layers.BatchNormalization):
-    """Keras' BatchNormalization; on PyTorch training keeps one map, where Keras' does three.
+    """Keras' BatchNormalization; on PyTorch in one pass, with one map kept to train.
 
-    The maps are the features themselves, their copy and their difference from the mean.
+    Keras' keeps three: the features, and their difference from the mean twice.
     """
 
     def call(self, inputs, training=None, mask=None):

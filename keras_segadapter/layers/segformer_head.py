@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_segadapter.layers.native import Dense, resize_bilinear
+from keras_segadapter.layers.native import BatchNormalization, Dense, resize_bilinear
 from keras_segadapter.validation import (
     check_feature_maps,
     check_integer,
@@ -69,7 +69,7 @@ class SegFormerHead(layers.Layer):
         # Keras would leave the layers inside a frozen one trainable.
         inner = {"dtype": self.dtype_policy, "trainable": self.trainable}
         # Momentum 0.9 is PyTorch's 0.1.
-        self.norm = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, **inner)
+        self.norm = BatchNormalization(epsilon=1e-5, momentum=0.9, **inner)
         self.drop = layers.Dropout(dropout, dtype=self.dtype_policy)
         self.classifier = Dense(self.num_classes, **inner)
 
