@@ -223,11 +223,12 @@ def what(run):
 
 
 def main():
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if sys.argv[1:] in ([], ["measure"]) and not backends():
         print("No GPU was found by TensorFlow, JAX or torch, so nothing is measured.")
         return
+    # The processes of a section share the GPU, so none may take all of its memory.
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     turns.run(__doc__, RESULTS, plan, prepare, tables)
 
 

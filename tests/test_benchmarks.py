@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -97,3 +98,65 @@ def test_every_encoder_is_measured_on_one_core_and_on_two(load):
         assert {t["on"] for t in tasks if t["model"] == "adapters"} == {
             *("tensorflow", "jax", "torch")
         }
+
+
+def test_tables_of_gpus_have_rates_and_the_share_of_the_pipeline(load):
+    gpu = load("gpu")
+    step = {"section": "s", "do": "step", "model": "AdaptMiTB0", "on": "torch"}
+    step |= {"batch": 16, "loss": "smp", "xla": "auto", "infer": [0.1]}
+    ours = {"loss": "whole", "on": "tensorflow", "xla": False, "train": [0.1, 0.1]}
+    epoch = {"section": "e", "do": "epoch", "on": "jax", "images": 64}
+    runs = [
+        {**step, "train": [0.4, 0.2, 0.2], "device_mb": 2000},
+        {**step, **ours},
+        {**step, "loss": "tiles", "infer": []},
+        {**epoch, "arrays": [3.0], "folder": [4.0]},
+        {**epoch, "arrays": [3.0]},
+    ]
+    results = {"command": "", "machine": "", "versions": {}, "runs": runs}
+    rows = [line for line in gpu.tables(results).splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| what | on | step, ms | ratio | images a second | inference, ms | ratio "
+        "| images a second | memory, MB |",
+        "| smp Segformer | torch | 200.0 | 1.00 | 80 | 100.0 | 1.00 | 160 | 2000 |",
+        "| AdaptMiTB0, whole logits, no XLA | tensorflow | 100.0 | 0.50 | 160 "
+        "| 100.0 | 1.00 | 160 |  |",
+        "| AdaptMiTB0 | torch | failed |  |  | failed |  |  |  |",
+        "| on | images | s from arrays | s from a folder | its share |",
+        "| jax | 64 | 3.00 | 4.00 | 25% |",
+        "| jax | failed |  |  |  |",
+    ]
+
+
+@pytest.mark.integration
+def test_tasks_of_gpus_run(load, monkeypatch):
+    gpu, turns = load("gpu"), load("turns")
+    monkeypatch.setattr(gpu, "backends", lambda: [])  # so that they run on the CPU
+    tasks = [task for _, _, tasks in gpu.plan() for task in tasks]
+    ours = [
+        task | turns.TINY
+        for task in tasks
+        if task["on"] == keras.backend.backend() and task.get("loss") != "smp"
+    ]
+    ran = []
+    for kind in ("step", "epoch"):
+        task = next(task for task in ours if task["do"] == kind)
+        try:
+            for name, call, _ in gpu.prepare(task):
+                call()
+                ran.append(name)
+        finally:
+            keras.config.set_dtype_policy("float32")
+    assert ran == ["train", "infer", "arrays", "folder"]
+
+
+# Edges
+
+
+def test_without_a_gpu_nothing_is_measured(load, monkeypatch, capsys):
+    gpu = load("gpu")
+    monkeypatch.setattr(gpu, "backends", lambda: [])
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.setattr(gpu.turns, "run", lambda *arguments: pytest.fail("it runs"))
+    gpu.main()
+    assert "No GPU was found" in capsys.readouterr().out
