@@ -1,4 +1,4 @@
-"""Benchmark of costs: parameters and multiply-adds beside the published figures.
+"""Benchmark of costs: beside the published figures, and what adapters add elsewhere.
 
     python benchmarks/costs.py
 
@@ -7,6 +7,9 @@ Weights are random, and nothing is downloaded. The table is written to results/c
 
 from pathlib import Path
 
+import keras
+
+import keras_segadapter as ksa
 from keras_segadapter import models
 from keras_segadapter.inference.cost import cost_report
 
@@ -27,6 +30,8 @@ PUBLISHED = {
 PARAMETERS = {"MiTB0": 4.8, "MiTB1": 17.3, "MiTB2": 28.4, "MiTB3": 37.4}
 # Width of the head in the authors' ADE20K settings, where it is not 256.
 WIDE_HEADS = {"ConvNeXtSmall": 384, "ConvNeXtBase": 512}
+# Backbones of keras.applications whose stages are wide.
+WIDE = ("ResNet50", "DenseNet121", "Xception", "InceptionV3", "VGG16")
 
 HEADER = """\
 # Cost of the paper's models
@@ -71,6 +76,17 @@ NOTES = """
   what the rest is we don't know.
 """
 
+WIDE_HEADER = """
+## Adapters on wide stages
+
+One image of 256 x 256, 21 classes: without adapters, with those that `build_segmenter`
+makes and what they add, and with the paper's on all channels.
+
+| backbone | channels | adapters work on | M without | with | % | all channels | \
+G without | with | % | all channels |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
 
 def build(name, num_classes, adapters, channels):
     adapt = getattr(models, f"Adapt{name}")
@@ -105,6 +121,33 @@ def row(name, adapters, data, num_classes, size, channels, published):
     return "| " + " | ".join(cells) + " |"
 
 
+def wide_row(name):
+    make = getattr(keras.applications, name)
+    backbone = make(include_top=False, weights=None, input_shape=(None, None, 3))
+    stages = ksa.find_stages(backbone)
+    paper = [ksa.SegAdapter(21) for _ in stages]
+    kinds = [
+        ksa.build_segmenter(backbone, 21, adapters=a) for a in (False, True, paper)
+    ]
+    reports = [cost_report(model, 256) for model in kinds]
+    cells = [
+        name,
+        ", ".join(str(stage.channels) for stage in stages),
+        ", ".join(
+            str(adapter.width or stage.channels)
+            for stage, adapter in zip(stages, kinds[1].adapters, strict=True)
+        ),
+    ]
+    for costs, unit in (
+        ([report.parameters for report in reports], 1e6),
+        ([report.multiply_adds for report in reports], 1e9),
+    ):
+        without, narrow, full = (cost / unit for cost in costs)
+        share = 100 * (narrow / without - 1)
+        cells += [f"{without:.1f}", f"{narrow:.1f}", f"+{share:.0f}", f"{full:.1f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
 lines = []
 for setting, (data, num_classes, size) in enumerate(SETTINGS):
     for name, figures in PUBLISHED.items():
@@ -118,5 +161,11 @@ for setting, (data, num_classes, size) in enumerate(SETTINGS):
                 )
                 print(lines[-1], flush=True)
 RESULTS.parent.mkdir(exist_ok=True)
-RESULTS.write_text(HEADER + "\n".join(lines) + "\n" + NOTES)
+wide = []
+for name in WIDE:
+    wide.append(wide_row(name))
+    print(wide[-1], flush=True)
+RESULTS.write_text(
+    HEADER + "\n".join(lines) + "\n" + WIDE_HEADER + "\n".join(wide) + "\n" + NOTES
+)
 print(f"wrote {RESULTS}")

@@ -35,7 +35,7 @@ def test_a_line_names_the_narrow_adapters(capsys):
     ksa.build_segmenter(bottlenecks((16, 8), (136, 8)), 3)
     assert capsys.readouterr().out.startswith(
         "Adapters in the backbone 'narrow' work on fewer channels where the paper's "
-        "would have more than half as many weights as their stage: 17 of 136 (end_1). "
+        "would have more than half as many weights as their stage: 17 of 136 at s8. "
         "For the paper's, pass a list of SegAdapter as `adapters`.\n"
     )
     ksa.build_segmenter(bottlenecks((16, 8), (128, 8)), 3)

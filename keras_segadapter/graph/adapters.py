@@ -81,7 +81,8 @@ def default_adapters(backbone, stages, num_classes, options):
         num_classes: Integer. Number of classes K.
         options: List of dicts, one per stage, of other arguments of `SegAdapter`.
     """
-    counts, taken = _weights_of(backbone, stages), layer_names(backbone)
+    counts, keys = _weights_of(backbone, stages), stage_keys(stages)
+    taken = layer_names(backbone)
     adapters = [
         SegAdapter(
             num_classes,
@@ -89,13 +90,11 @@ def default_adapters(backbone, stages, num_classes, options):
             name=free_name(f"adapter_{key}", taken),
             **given,
         )
-        for stage, key, count, given in zip(
-            stages, stage_keys(stages), counts, options, strict=True
-        )
+        for stage, key, count, given in zip(stages, keys, counts, options, strict=True)
     ]
     narrow = [
-        f"{adapter.width} of {stage.channels} ({stage.name})"
-        for adapter, stage in zip(adapters, stages, strict=True)
+        f"{adapter.width} of {stage.channels} at {key}"
+        for adapter, stage, key in zip(adapters, stages, keys, strict=True)
         if adapter.width is not None
     ]
     if narrow:
