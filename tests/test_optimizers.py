@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import EAGER
 from keras import ops
+from numpy_method import maps
 
 import keras_segadapter as ksa
 
@@ -135,6 +136,37 @@ def test_steps_are_those_of_the_equation():
         rate = 0.01 * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t)
         expected = expected * (1 - 0.01 * 0.1) - rate * m / (v**0.5 + 1e-8)
         np.testing.assert_allclose(array(variable), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clipnorm": 0.5},
+        {"global_clipnorm": 0.5},
+        {"gradient_accumulation_steps": 2},
+        {"amsgrad": True},
+        {"use_ema": True, "ema_overwrite_frequency": 2},
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_keras(options):
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0)
+    shapes = [(3, 4), (2, 2, 3, 5), (6, 1)]
+    gradients = [[maps(*s, seed=seed) for s in shapes] for seed in range(5)]
+    results = []
+    for cls in (ksa.AdamW, keras.optimizers.AdamW):
+        optimizer = cls(schedule, weight_decay=0.1, epsilon=1e-6, **options)
+        values = [ops.convert_to_tensor(maps(*s)) for s in shapes]
+        values.append(ops.transpose(maps(3, 5)))  # PyTorch keeps it as a view
+        variables = [keras.Variable(value) for value in values]
+        optimizer.build(variables)
+        for step in gradients:
+            step = [*step, ops.transpose(maps(3, 5, seed=9))]
+            optimizer.apply([*map(ops.convert_to_tensor, step)], variables)
+        results.append([array(v) for v in (*variables, *optimizer.variables[2:])])
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 # Edges

@@ -28,6 +28,11 @@ def on_jax():
     return keras.backend.backend() == "jax"
 
 
+def on_torch():
+    """Return whether Keras runs on PyTorch."""
+    return keras.backend.backend() == "torch"
+
+
 def compile_on_jax(function):
     """Return a function compiled by JAX, which leaves its arguments as they are."""
     import jax
@@ -186,7 +191,7 @@ def _many_products_on_jax(layer, inputs):
 def _on_torch(inputs):
     """Return whether the inputs are PyTorch's own tensors, not symbolic ones."""
     symbolic = isinstance(inputs, keras.KerasTensor)
-    return keras.backend.backend() == "torch" and not symbolic
+    return on_torch() and not symbolic
 
 
 def _convolve(layer, inputs, weight, padding, groups):
@@ -210,7 +215,7 @@ def torch_states():
 
     Keras' `Dropout` without a `seed` draws from them, not from a SeedGenerator.
     """
-    if keras.backend.backend() != "torch":
+    if not on_torch():
         return None
     import torch
 
@@ -220,7 +225,7 @@ def torch_states():
 
 def set_torch_states(states):
     """Set PyTorch's random states, on as many GPUs as there were and are."""
-    if keras.backend.backend() != "torch":
+    if not on_torch():
         return
     import torch
 

@@ -3,6 +3,10 @@
 import keras
 from keras import ops
 
+from keras_segadapter.layers.native import on_torch
+
+NO_BIAS = 1e9  # steps, after which no bias of the moments is left to correct
+
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class AdamW(keras.optimizers.AdamW):
@@ -69,6 +73,44 @@ class AdamW(keras.optimizers.AdamW):
             vectors = [v for v in variables if len(v.shape) < 2]
             super().exclude_from_weight_decay([*own, *vectors], names)
         super().build(variables)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # Keras' AdamW updates all weights in one go on PyTorch, classes derived from it
+        # one by one, in 15 passes each. PyTorch's own step is one pass.
+        plain = on_torch() and not self.amsgrad
+        if not plain or not all(
+            v.dtype == "float32" and v.value.is_contiguous()
+            for v in trainable_variables
+        ):
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            return
+        import torch
+        from torch.optim.adamw import adamw
+
+        places = [self._get_variable_index(v) for v in trainable_variables]
+        weights = [v.value for v in trainable_variables]
+        step = ops.cast(self.iterations + 1, "float32")
+        rate = ops.cast(learning_rate, "float32") / (1 - self.beta_1**step)
+        with torch.no_grad():
+            adamw(
+                weights,
+                [ops.cast(g, "float32").contiguous() for g in grads],
+                [self._momentums[place].value for place in places],
+                [self._velocities[place].value for place in places],
+                [],
+                # PyTorch would add epsilon behind the correction of the bias.
+                [torch.full_like(step, NO_BIAS)] * len(weights),
+                fused=True,
+                amsgrad=False,
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                lr=rate * ops.sqrt(1 - self.beta_2**step),
+                weight_decay=0.0,  # Keras has done it
+                eps=self.epsilon,
+                maximize=False,
+            )
+        for weight in weights:
+            weight.grad = None  # which Keras would keep through the next forward pass
 
 
 def with_loss_scale(optimizer, layers):
