@@ -472,13 +472,18 @@ class Segmenter(keras.Model):
         with locked(backup):
             state = prepare_fit(self, given, backup)
             given["callbacks"].insert(0, KeepWeights())
+            data = x, given.get("validation_data")
+            folders = [each for each in data if isinstance(each, FolderDataset)]
             try:
                 history = super().fit(**given)
+            except Exception:
+                for fault in filter(None, (folder.fault for folder in folders)):
+                    raise fault from None  # TensorFlow would tell it as text
+                raise
             finally:
                 release_weights(self)
-                for data in (x, given.get("validation_data")):
-                    if isinstance(data, FolderDataset):
-                        data.close()
+                for folder in folders:
+                    folder.close()
         if state is not None:
             history.epoch, history.history = state.epochs, state.history
         return history

@@ -77,6 +77,7 @@ class FolderDataset(keras.utils.PyDataset):
 
     Attributes:
         epoch: Number of the current pass, from 0.
+        fault: The error of the last batch, or None.
         image_paths: List of the image files; sorted, if they come from a folder.
         mask_paths: List of the mask files, in the order of the images.
         num_classes: Number of classes.
@@ -153,6 +154,7 @@ class FolderDataset(keras.utils.PyDataset):
         self.shuffle = bool(shuffle)
         self.shard = _check_shard(shard, len(self.image_paths))
         self.epoch = 0
+        self.fault = None
         self._readers, self._previous = None, -1
 
     @property
@@ -189,7 +191,12 @@ class FolderDataset(keras.utils.PyDataset):
         goes_on = index in (0, self._previous + 1)
         ahead = 2 * max(self.batch_size, self.processes or self.threads)
         self._previous = index
-        pairs = self._readers.get(chosen, keys[stop : stop + ahead] if goes_on else ())
+        try:
+            later = keys[stop : stop + ahead] if goes_on else ()
+            pairs, self.fault = self._readers.get(chosen, later), None
+        except Exception as error:
+            self.fault = error
+            raise
         images, masks = zip(*pairs, strict=True)
         for (_, i), image in zip(chosen, images, strict=True):
             if image.shape != images[0].shape:
