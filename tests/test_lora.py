@@ -78,6 +78,7 @@ def mixed_precision():
 # Contract
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("adapters", [True, False], ids=["adapters", "alone"])
 def test_a_loaded_model_goes_on_as_the_one_that_was_saved(adapters, tmp_path):
     model = train(build(adapters))
@@ -124,6 +125,7 @@ def test_weights_without_lora_are_a_new_start(tmp_path):
     assert array(mix.lora_kernel_a).any() and not array(mix.lora_kernel_b).any()
 
 
+@pytest.mark.integration
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
     expected = train(build(), epochs=2, backup=tmp_path / "whole")
     train(build(), epochs=1, backup=tmp_path / "parts")

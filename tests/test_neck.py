@@ -61,6 +61,7 @@ def test_as_many_maps_as_scale_factors(count):
         neck([keras.Input((4, 4, 8))] * count)
 
 
+@pytest.mark.integration
 def test_a_model_with_a_neck_saves_and_loads(tmp_path):
     images, _ = batch()
     model = build()
@@ -176,6 +177,7 @@ def test_logits_are_at_the_finest_stride_and_scores_at_their_own():
     assert model.output["aux"].shape == (None, 2, 3, K)
 
 
+@pytest.mark.integration
 def test_images_are_padded_to_the_necks_deepest_stride():
     class Pooled(layers.Layer):
         def call(self, inputs):
@@ -239,6 +241,7 @@ def test_an_identity_adds_the_final_norm_alone():
     assert np.abs(difference).max() > 1e-3
 
 
+@pytest.mark.integration
 def test_a_frozen_backbone_stays_and_everything_else_learns():
     backbone = plain_vit()
     backbone.trainable = False
@@ -257,6 +260,7 @@ def test_a_frozen_backbone_stays_and_everything_else_learns():
     assert {w.path for part in parts for w in part.trainable_weights} <= moved
 
 
+@pytest.mark.integration
 def test_adapters_and_other_classes_keep_the_neck():
     images, _ = batch()
     trained = build(adapters=False, class_names=["sky", "sea", "sand"])

@@ -359,6 +359,7 @@ def first_steps(options, gradients):
     return before, [array(v) for v in variables], optimizer
 
 
+@pytest.mark.integration
 def test_gradients_are_accumulated_over_batches():
     before, after, _ = first_steps(dict(gradient_accumulation_steps=2), [0.1])
     for one, other in zip(before, after, strict=True):

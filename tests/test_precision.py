@@ -207,6 +207,7 @@ def test_torch_compile_of_the_inference_model(smallest):
 # Edges
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("optimizer", ["AdamW", "paper_optimizer"])
 def test_a_step_that_overflows_is_skipped_and_the_next_counts(smallest, optimizer):
     model = smallest("mixed_float16")

@@ -174,6 +174,7 @@ def nested_layers():
     return keras.Model(inputs, x + MixFFN(ratio=2)(x))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("nested", [False, True])
 def test_layers_frozen_after_building_come_back_frozen(tmp_path, tiny_backbone, nested):
     backbone = nested_layers() if nested else tiny_backbone()
@@ -454,6 +455,7 @@ def test_what_keras_cannot_load_is_named_on_saving(tmp_path, layer, words, error
     assert_equal([logits(model)], [logits(loaded)])
 
 
+@pytest.mark.integration
 def test_what_keras_can_load_is_not_warned_of(tmp_path, recwarn):
     with_layer(keras.layers.Lambda(keras.ops.relu)).save(tmp_path / "model.keras")
     assert keras.models.load_model(tmp_path / "model.keras")

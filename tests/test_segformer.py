@@ -219,6 +219,7 @@ def test_parameters_of_the_docstrings(name, millions):
     assert round(getattr(ksa, name)(150).count_params() / 1e6, 1) == millions
 
 
+@pytest.mark.integration
 def test_saves_and_loads_with_names_and_the_origin_of_the_weights(model, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

@@ -105,6 +105,7 @@ def test_fit_on_one_mask_and_history(tiny_backbone):
     )
 
 
+@pytest.mark.integration
 def test_evaluate_equals_the_losses_counted_by_hand(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     loss = crossentropy()
@@ -128,6 +129,7 @@ def pairs_only(y_true, y_pred):
     return crossentropy()(keras.ops.reshape(y_true, (2, 64, 96)), y_pred)
 
 
+@pytest.mark.integration
 def test_a_step_is_traced_once(tiny_backbone):
     steps = []
 
@@ -155,6 +157,7 @@ def test_compile_with_a_loss_for_one_output_and_metrics_by_output(tiny_backbone)
     assert set(result) == {"loss", "logits_mIoU", "aux_accuracy"}
 
 
+@pytest.mark.integration
 def test_none_means_none_and_fit_takes_keras_positional_arguments(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     model.compile(metrics=None, run_eagerly=EAGER)
@@ -181,6 +184,7 @@ class MeanDistance(keras.losses.Loss):
         return mean_distance(y_true, y_pred)
 
 
+@pytest.mark.integration
 # Keras' MeanIoU asks JAX for int64, which it does not have by default.
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
 @pytest.mark.parametrize(
@@ -218,6 +222,7 @@ def test_foreign_losses_and_metrics_get_scores_at_the_size_of_the_mask(
     assert result[name] == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
 @pytest.mark.parametrize(
     "metric",
@@ -245,6 +250,7 @@ def test_metrics_of_keras_leave_void_out(tiny_backbone, metric):
     assert with_void == pytest.approx(float(expected.get(name, miou)), rel=1e-5)
 
 
+@pytest.mark.integration
 def test_weighted_metrics_get_the_weights(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
@@ -276,6 +282,7 @@ def test_a_mask_for_each_output(tiny_backbone):
     assert other["aux_loss"] != pytest.approx(one["aux_loss"], rel=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("options", "outputs"),
     [
@@ -405,6 +412,7 @@ def test_a_model_of_fixed_size_segments_any_size(tiny_backbone):
     assert model.segment(np.zeros((100, 30, 3), "uint8")).shape == (100, 30)
 
 
+@pytest.mark.integration
 def test_it_nests_in_another_model_at_image_size(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     inputs = keras.Input((None, None, 3))
@@ -503,6 +511,7 @@ def test_a_segmenter_with_a_nested_backbone_is_adapted(tiny_backbone):
     assert isinstance(model.preprocessing, keras.layers.Identity)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_with_float32_logits(tiny_backbone, policy):
     keras.config.set_dtype_policy(policy)

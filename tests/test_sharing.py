@@ -186,6 +186,7 @@ def test_a_card_holds_what_the_hub_reads(tiny_backbone):
     assert "No pretrained weights are on record for this model." in plain
 
 
+@pytest.mark.integration
 def test_a_card_tells_parts_classes_figures_and_origin(tiny_backbone):
     model = shared_model(tiny_backbone())
     labels = model.segment(IMAGES)

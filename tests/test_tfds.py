@@ -150,6 +150,7 @@ def test_another_dataset(arguments, ids, classes):
     assert data.class_names == (("a", "b") if "labels" in arguments else None)
 
 
+@pytest.mark.integration
 def test_fit_sets_the_epoch_of_a_tfds_dataset(tiny_backbone):
     data, *_ = birds(augmentation=Augmentation((16, 16)), batch_size=6, shuffle=True)
     passes = []

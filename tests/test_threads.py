@@ -68,6 +68,7 @@ def check(model, predict, expected, calls=3):
 # Meaning
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_threads_predict_as_one_does(model, name):
     predict = PREDICTIONS[name]
@@ -118,6 +119,7 @@ def test_threads_predict_beside_a_trainer(model, during):
     check(model, predict, expected)
 
 
+@pytest.mark.integration
 def test_callbacks_see_the_weights_of_the_epoch_that_ends(model):
     model.compile(keras.optimizers.SGD(0.5))
     images = RANDOM.integers(0, 256, (2, 16, 24, 3)).astype("uint8")

@@ -210,6 +210,7 @@ def test_a_model_of_fixed_size(tiny_backbone, tmp_path, sheets):
 # Contract
 
 
+@pytest.mark.integration
 def test_training_is_not_affected_and_a_loaded_model_is_shown(tiny_backbone, tmp_path):
     head = ksa.MLPHead(K, 4, dropout=0.5)
     model = ksa.build_segmenter(tiny_backbone((4,)), K, head=head, adapters=False)

@@ -129,6 +129,7 @@ def test_adapters_are_added_to_the_layers_of_the_trained_model(tiny_backbone):
     assert ksa.add_adapters(old, name="other").name == "other"
 
 
+@pytest.mark.integration
 def test_a_loaded_model_with_adapters_and_other_classes_trains_and_comes_back(
     tiny_backbone, tmp_path
 ):
@@ -218,6 +219,7 @@ def test_the_auxiliary_outputs_of_the_model_stay(tiny_backbone):
     assert ksa.add_adapters(old).aux == "sum"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("aux", ["sum", None])
 def test_the_first_frozen_step_moves_mu_and_the_classifiers(tiny_backbone, aux):
     model = ksa.add_adapters(trained(tiny_backbone(), adapters=False), aux=aux)
@@ -342,6 +344,7 @@ def test_classes_carried_over_keep_their_colors(tiny_backbone):
 # Edges
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_model_in_half_precision_stays_in_it(tiny_backbone, policy):
     keras.config.set_dtype_policy(policy)
@@ -360,6 +363,7 @@ def test_a_model_in_half_precision_stays_in_it(tiny_backbone, policy):
     assert_close(scores(permuted)["logits"], expected, 1e-2)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("neck", [None, ksa.SimpleFeaturePyramid], ids=["", "neck"])
 def test_tokens_are_adapted_and_keep_the_weights_of_classes(neck):
     old = trained(transformer(), adapters=False, neck=neck and neck())

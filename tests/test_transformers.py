@@ -134,6 +134,7 @@ def test_a_stage_of_two_additions_ends_after_the_second():
     assert names == ["block_0", "block_1", "block_2", "block_3"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("encoder", [None, Encoder])
 def test_between_the_adapters_the_backbone_runs_unchanged(encoder):
     backbone = transformer(encoder=encoder)

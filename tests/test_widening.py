@@ -74,6 +74,7 @@ def check_widening(backbone, folder):
     assert_close(features(loaded, images), features(wide, images), 1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("build", [small, sequential, nested, ksa.MiTB0])
 def test_channels_that_repeat_rgb_give_its_features(build, tmp_path):
     check_widening(build(), tmp_path)
@@ -107,6 +108,7 @@ def test_the_origin_of_the_weights_is_kept():
     assert widen_input(backbone, 5).weights_origin == "somewhere"
 
 
+@pytest.mark.integration
 def test_a_widened_backbone_is_trained_saved_and_loaded_in_a_segmenter(tmp_path):
     wide = widen_input(small(), 13)
     model = ksa.build_segmenter(wide, num_classes=3)
