@@ -6,8 +6,10 @@ import math
 import keras
 from keras import layers
 
+from keras_segadapter.graph.inside import layers_inside
 from keras_segadapter.graph.probe import Graph
 from keras_segadapter.graph.replay import record, replay
+from keras_segadapter.layers.native import call_by_own_means
 from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.layers.tokens import TokensToMap
 
@@ -15,7 +17,8 @@ from keras_segadapter.layers.tokens import TokensToMap
 def splice(backbone, inputs, stages, insert):
     """Run a backbone again on `inputs`, with the features of each stage replaced.
 
-    Layers are used again, not copied: their weights are the backbone's.
+    Layers are used again, not copied: their weights are the backbone's. Convolutions,
+    batch norms and pooling of Keras compute by our own means from here on.
 
     Args:
         backbone: A functional model, the one that `stages` come from.
@@ -28,6 +31,8 @@ def splice(backbone, inputs, stages, insert):
         ValueError: If the graph at this size is not the one that was probed.
     """
     recording = record(backbone)
+    for _, layer in layers_inside(backbone):
+        call_by_own_means(layer)
     index_at = {stage.position: index for index, stage in enumerate(stages)}
     for stage in stages:
         known = stage.position < len(recording.calls)

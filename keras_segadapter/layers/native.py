@@ -6,6 +6,7 @@ This is the only module that asks which backend runs.
 import contextlib
 import contextvars
 import math
+import types
 
 import keras
 from keras import layers, ops
@@ -79,30 +80,38 @@ class DepthwiseConv2D(layers.DepthwiseConv2D):
     """
 
     def call(self, inputs):
-        if _many_products_on_jax(self, inputs):
-            outputs = shifted_convolution(
-                inputs, self.kernel, self.strides, self.padding, self.dilation_rate
-            )
-            return self.activation(outputs + self.bias if self.use_bias else outputs)
-        odd = all(side % 2 for side in self.kernel_size)
-        same = self.padding == "same" and {*self.strides, *self.dilation_rate} == {1}
-        if not (_on_torch(inputs) and odd and same):
-            return super().call(inputs)
-        kernel = ops.convert_to_tensor(self.kernel)  # (k, k, C, m)
-        weight = kernel.permute(2, 3, 0, 1).flatten(0, 1)[:, None]  # (C * m, 1, k, k)
-        padding = [side // 2 for side in self.kernel_size]
-        return _convolve(self, inputs, weight, padding, groups=kernel.shape[2])
+        if not _fits_a_view(self, inputs) and not _many_products_on_jax(self, inputs):
+            return layers.DepthwiseConv2D.call(self, inputs)
+        return self.activation(_depthwise(self, inputs, self.kernel, self.bias))
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
 class PatchConv2D(layers.Conv2D):
-    """Keras' Conv2D, channels last; on PyTorch without copies where it does not pad."""
+    """Keras' Conv2D, channels last, faster on PyTorch, in 1 x 1 kernels and in groups.
+
+    PyTorch gets a view in the place of copies, as in `DepthwiseConv2D`. A kernel of one
+    pixel is a matrix product. On TensorFlow Keras compiles grouped convolutions by XLA,
+    which is slow where each channel is a group.
+    """
 
     def call(self, inputs):
-        if not _on_torch(inputs) or self.padding != "valid" or self.groups > 1:
-            return super().call(inputs)
-        kernel = ops.convert_to_tensor(self.kernel)  # (k, k, C, filters)
-        return _convolve(self, inputs, kernel.permute(3, 2, 0, 1), padding=0, groups=1)
+        if _is_symbolic(inputs) or self.data_format != "channels_last":
+            return layers.Conv2D.call(self, inputs)
+        pointwise = self.kernel_size == (1, 1) and self.groups == 1
+        if pointwise and not on_tensorflow() and not _library.get():
+            down, across = self.strides
+            kernel = ops.convert_to_tensor(self.kernel)[0, 0]  # (C, filters)
+            outputs = _linear(inputs[:, ::down, ::across], kernel, self.bias)
+            return self.activation(outputs)
+        if 1 < self.groups == inputs.shape[-1]:
+            kernel = ops.convert_to_tensor(self.kernel)  # (k, k, 1, C * m)
+            shape = (*self.kernel_size, self.groups, self.filters // self.groups)
+            kernel = ops.reshape(kernel, shape)  # (k, k, C, m)
+            return self.activation(_depthwise(self, inputs, kernel, self.bias))
+        if not _fits_a_view(self, inputs):
+            return layers.Conv2D.call(self, inputs)
+        weight = ops.convert_to_tensor(self.kernel).permute(3, 2, 0, 1)
+        return self.activation(_convolve(self, inputs, weight, self.bias, self.groups))
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -132,11 +141,7 @@ class Dense(layers.Dense):
     def call(self, inputs, training=None):
         if not _on_torch(inputs) or self.quantization_mode is not None:
             return super().call(inputs, training=training)
-        import torch
-
-        kernel = ops.convert_to_tensor(self.kernel)  # (C, units)
-        bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
-        return self.activation(torch.nn.functional.linear(inputs, kernel.T, bias))
+        return self.activation(_linear(inputs, self.kernel, self.bias))
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -150,7 +155,7 @@ class BatchNormalization(layers.BatchNormalization):
         last = self.axis in (-1, len(inputs.shape) - 1)
         plain = last and mask is None and not (self.renorm or self.synchronized)
         if not (training and self.trainable and plain and _on_torch(inputs)):
-            return super().call(inputs, training=training, mask=mask)
+            return layers.BatchNormalization.call(self, inputs, training, mask)
         import torch
 
         gamma, beta = self.gamma, self.beta
@@ -173,9 +178,51 @@ class BatchNormalization(layers.BatchNormalization):
         return ops.cast(outputs.movedim(1, -1), self.compute_dtype)
 
 
+def _max_pool(layer, inputs):
+    """Do what `MaxPooling2D` does; on PyTorch on a view, where it does not pad."""
+    if not _on_torch(inputs) or layer.padding != "valid":
+        return layers.MaxPooling2D.call(layer, inputs)
+    import torch
+
+    outputs = torch.nn.functional.max_pool2d(
+        inputs.permute(0, 3, 1, 2),  # (B, C, H, W), a view
+        layer.pool_size,
+        layer.strides,
+    )
+    return outputs.permute(0, 2, 3, 1)  # (B, H', W', C)
+
+
+def _separable(layer, inputs):
+    """Do what `SeparableConv2D` does, by a depthwise and a matrix product."""
+    fits = _fits_a_view(layer, inputs) or _many_products_on_jax(layer, inputs)
+    if not fits or _library.get():
+        return layers.SeparableConv2D.call(layer, inputs)
+    hidden = _depthwise(layer, inputs, layer.depthwise_kernel)  # (B, H', W', C * m)
+    kernel = ops.convert_to_tensor(layer.pointwise_kernel)[0, 0]  # (C * m, filters)
+    return layer.activation(_linear(hidden, kernel, layer.bias))
+
+
+# How layers of Keras are called by the means of our own.
+_CALLS = {
+    layers.BatchNormalization: BatchNormalization.call,
+    layers.Conv2D: PatchConv2D.call,
+    layers.DepthwiseConv2D: DepthwiseConv2D.call,
+    layers.MaxPooling2D: _max_pool,
+    layers.SeparableConv2D: _separable,
+}
+
+
+def call_by_own_means(layer):
+    """Let a layer of Keras compute as ours do; it keeps class, weights and config."""
+    call = _CALLS.get(type(layer))
+    last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    if call is not None and last:
+        layer.call = types.MethodType(call, layer)
+
+
 def _many_products_on_jax(layer, inputs):
     """Return whether JAX' depthwise convolution of these inputs would be slow."""
-    if not on_jax() or _library.get() or isinstance(inputs, keras.KerasTensor):
+    if not on_jax() or _library.get() or _is_symbolic(inputs):
         return False
     import jax
 
@@ -188,26 +235,67 @@ def _many_products_on_jax(layer, inputs):
     return pixels * math.prod(layer.kernel_size) > FEW_PRODUCTS
 
 
+def _is_symbolic(inputs):
+    return isinstance(inputs, keras.KerasTensor)
+
+
 def _on_torch(inputs):
     """Return whether the inputs are PyTorch's own tensors, not symbolic ones."""
-    symbolic = isinstance(inputs, keras.KerasTensor)
-    return on_torch() and not symbolic
+    return on_torch() and not _is_symbolic(inputs)
 
 
-def _convolve(layer, inputs, weight, padding, groups):
-    """Apply a layer's convolution to a channels-first view of its PyTorch inputs."""
+def _fits_a_view(layer, inputs):
+    """Return whether PyTorch can pad as a layer does, on both sides alike."""
+    alike = all(
+        side == 1 or (side % 2 and stride == 1)
+        for side, stride in zip(layer.kernel_size, layer.strides, strict=True)
+    )
+    return _on_torch(inputs) and (layer.padding == "valid" or alike)
+
+
+def _linear(inputs, kernel, bias=None):
+    """Multiply features `(..., C)` by a kernel `(C, units)` and add a bias."""
+    if not _on_torch(inputs):
+        outputs = ops.matmul(inputs, kernel)
+        return outputs if bias is None else outputs + bias
     import torch
 
+    bias = None if bias is None else ops.convert_to_tensor(bias)
+    return torch.nn.functional.linear(inputs, ops.convert_to_tensor(kernel).T, bias)
+
+
+def _depthwise(layer, inputs, kernel, bias=None):
+    """Convolve each channel by its own part of a kernel `(k, k, C, m)`; add a bias."""
+    if _fits_a_view(layer, inputs):
+        weight = ops.convert_to_tensor(kernel).permute(2, 3, 0, 1)
+        weight = weight.flatten(0, 1)[:, None]  # (C * m, 1, k, k)
+        return _convolve(layer, inputs, weight, bias, groups=kernel.shape[2])
+    strides, padding, dilation = layer.strides, layer.padding, layer.dilation_rate
+    if _many_products_on_jax(layer, inputs):
+        outputs = shifted_convolution(inputs, kernel, strides, padding, dilation)
+    else:
+        outputs = ops.depthwise_conv(
+            inputs, kernel, strides, padding, "channels_last", dilation
+        )
+    return outputs if bias is None else outputs + bias
+
+
+def _convolve(layer, inputs, weight, bias, groups):
+    """Convolve a channels-first view of a layer's PyTorch inputs."""
+    import torch
+
+    same = layer.padding == "same"
+    reach = zip(layer.kernel_size, layer.dilation_rate, strict=True)
     outputs = torch.nn.functional.conv2d(
         inputs.permute(0, 3, 1, 2),  # (B, C, H, W), a view
         weight,
-        ops.convert_to_tensor(layer.bias) if layer.use_bias else None,
+        None if bias is None else ops.convert_to_tensor(bias),
         stride=layer.strides,
-        padding=padding,
+        padding=[(side - 1) * rate // 2 * same for side, rate in reach],
         dilation=layer.dilation_rate,
         groups=groups,
     )
-    return layer.activation(outputs.permute(0, 2, 3, 1))  # (B, H', W', filters)
+    return outputs.permute(0, 2, 3, 1)  # (B, H', W', filters)
 
 
 def torch_states():
