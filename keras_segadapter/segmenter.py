@@ -101,8 +101,8 @@ class Segmenter(keras.Model):
         adapters: True for the paper's adapters (scale 1e-2 at the deepest stage, a
             tenth of it at each shallower one), False for the same model without them,
             or a list of `SegAdapter`, one per tap, shallow to deep. Where an adapter of
-            `True` would have more than half as many weights as its stage, as on the
-            wide stages of a ResNet-50, it gets a `width`, and a printed line says so.
+            `True` would have more than two fifths of the weights of its stage, as on
+            those of a ResNet-50, it gets a `width`, and a printed line says so.
             Defaults to `True`.
         neck: Layer from the list of adapted stage features to the list of feature maps
             that the head gets, such as `SimpleFeaturePyramid()` for a plain vision

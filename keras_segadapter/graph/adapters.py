@@ -69,11 +69,11 @@ def resolve_adapters(adapters, backbone, stages, num_classes, aux):
 def default_adapters(backbone, stages, num_classes, options):
     """Return the paper's adapters, narrower where they would outweigh their stages.
 
-    An adapter of the paper has about 8 C^2 weights. In the paper's backbones that is at
-    most a third of what the blocks of its stage have. Where it is more than half, as in
-    stages that are wide between narrow blocks, the adapter works on the most of C / 2,
-    C / 4 and C / 8 channels with which it is not. A line is printed that says so.
-    Adapters on up to 128 channels cost little and are never narrower.
+    An adapter of the paper has about 8 C^2 weights, in the paper's backbones at most a
+    third of those of its stage. Where it is more than two fifths, as on features that
+    are wide between narrow convolutions, the adapter works on the most of C / 2, C / 4
+    and C / 8 channels with which it is not, and a printed line says so. Adapters on up
+    to 128 channels cost little and stay as they are.
 
     Args:
         backbone: A functional model, the one that `stages` come from.
@@ -100,9 +100,9 @@ def default_adapters(backbone, stages, num_classes, options):
     if narrow:
         print(
             f"Adapters in the backbone '{backbone.name}' work on fewer channels where "
-            "the paper's would have more than half as many weights as their stage: "
-            f"{', '.join(narrow)}. For the paper's, pass a list of SegAdapter as "
-            "`adapters`."
+            "the paper's would have more than two fifths of the weights of their "
+            f"stage: {', '.join(narrow)}. For the paper's, pass a list of SegAdapter "
+            "as `adapters`."
         )
     return adapters
 
@@ -121,8 +121,9 @@ def _weights_of(backbone, stages):
 
 def _width(channels, count):
     """Return the width of an adapter for a stage of `count` weights."""
-    if channels <= 128 or 8 * channels**2 <= count / 2:
+    most = 0.4 * count
+    if channels <= 128 or 8 * channels**2 <= most:
         return None
     widths = [channels // divisor for divisor in (2, 4, 8)]
-    fit = [w for w in widths if 5 * w**2 + 4 * w * channels <= count / 2]
+    fit = [w for w in widths if 5 * w**2 + 4 * w * channels <= most]
     return fit[0] if fit else widths[-1]
