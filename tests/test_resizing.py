@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_segadapter.data.resizing import resize_image, resize_mask
+from keras_segadapter.data.resizing import (
+    crop_resized_image,
+    crop_resized_mask,
+    resize_image,
+    resize_mask,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -44,3 +49,44 @@ def test_masks_are_never_interpolated(dtype):
     resized = resize_mask(ids, (4, 6))
     assert resized.dtype == dtype
     np.testing.assert_array_equal(resized, ids.repeat(2, 0).repeat(3, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+@pytest.mark.parametrize("size", [(13, 46), (40, 23), (9, 7), (3, 5), (1, 1)])
+def test_a_crop_is_that_of_the_whole_resized_image(size, channels):
+    rows, columns = np.mgrid[:30, :34]
+    image = np.dstack([rows * 7, columns * 7, rows + columns] * 2)[..., :channels]
+    image = image.astype("float32")
+    mask = np.arange(30 * 34).reshape(30, 34)
+    whole = crop_resized_image(image, size, (0, 0), size)
+    ids = crop_resized_mask(mask, size, (0, 0), size)
+    assert whole.shape == (*size, channels) and ids.shape == size
+    differ = ids != resize_mask(mask, size)  # halfway between two pixels only
+    assert differ.mean() < 0.08
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        shape = rng.integers(1, np.add(size, 1))
+        corner = rng.integers(np.subtract(size, shape) + 1)
+        part = tuple(map(slice, corner, corner + shape))
+        found = crop_resized_image(image, size, corner, shape)
+        np.testing.assert_allclose(found, whole[part], atol=0.2)  # to 1/32 pixel
+        found = crop_resized_mask(mask, size, corner, shape)
+        np.testing.assert_array_equal(found, ids[part])
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 6])
+def test_shrunk_images_are_means(factor):
+    image = np.random.default_rng(0).integers(0, 256, (24, 42, 3), "uint8")
+    size = 24 // factor, 42 // factor
+    found = crop_resized_image(image, size, (0, 0), size)
+    blocks = image.reshape(size[0], factor, size[1], factor, 3)
+    np.testing.assert_allclose(found, blocks.mean((1, 3)), atol=0.6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float64"])
+def test_crops_keep_the_type(dtype):
+    image = np.full((8, 9, 2), 100, dtype)
+    for size in ((20, 31), (2, 3)):
+        found = crop_resized_image(image, size, (0, 1), (2, 2))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, 100)

@@ -129,6 +129,12 @@ def _add_train(add):
     add("--epochs", **count, default=16, help="number of epochs (default: 16)")
     add("--batch", **count, default=8, help="images per batch (default: 8)")
     add(
+        "--processes",
+        **count,
+        help="read files with this many processes, where threads are too slow for the "
+        "accelerator (default: with four threads)",
+    )
+    add(
         "--lr",
         type=_positive,
         default=2e-3,

@@ -19,7 +19,7 @@ LABELS = {
 _TRAINING = 400  # of 480 built-in scenes
 
 # Flags without effect on a kind of DATA.
-_FILES = ("layout", "images", "masks", "channels", "resize_masks")
+_FILES = ("layout", "images", "masks", "channels", "resize_masks", "processes")
 _WITHOUT_EFFECT = {
     "scenes": ("split", "val", "labels", "classes", "crop", "augment", *_FILES),
     "tfds": _FILES,

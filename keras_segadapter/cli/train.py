@@ -126,6 +126,8 @@ def _load(args):
     if reports and args.classes is None and reports[0].class_names is None:
         options["num_classes"] = _infer_classes(reports)
     training = dict(options, shuffle=True, **_views(args, reports))
+    if args.processes:
+        training["processes"] = args.processes
     options["image_size"] = args.size or args.crop
     data = open_source(args, sources[0], splits[0], **training)
     validation = open_source(args, sources[1], splits[1], **options)

@@ -54,8 +54,8 @@ def crop_resized_image(image, size, corner, shape):
         scale * (np.array(place) + 0.5) - 0.5
         for place in (corner, np.add(corner, shape) - 1)
     )
-    low = np.maximum(np.floor(first - block), 0).astype(int)
-    high = np.ceil(last + block).astype(int) + 1
+    low = np.maximum(first // block - 1, 0).astype(int) * block
+    high = np.ceil(last + 2 * block).astype(int)
     window = image[low[0] : high[0], low[1] : high[1]]  # all that the crop depends on
     blocks = np.array(window.shape[:2]) // block
     rows, columns = blocks * block
