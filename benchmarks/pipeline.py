@@ -21,14 +21,14 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-CROP, CLASSES, BATCH, VIEWS = (512, 512), 11, 8, 48
+CROP, CLASSES, BATCH, VIEWS = (512, 512), 11, 8, 24
 # Name, size, suffix and number of the pictures.
 KINDS = (
     ("png 480 x 360", (360, 480), "png", 24),
     ("jpeg 1024 x 768", (768, 1024), "jpg", 24),
     ("jpeg 2048 x 1024", (1024, 2048), "jpg", 12),
 )
-LARGE = KINDS[-1][0]  # which take about as long to read as the model does to train
+PHOTOS = KINDS[1][0]
 
 
 def make_pictures(folder):
@@ -77,7 +77,7 @@ def measure(folders):
             **({"processes": processes} if processes else {}),
         )
         data.read = lambda: [len(data[i][0]) for i in range(len(data))]
-        data.read()  # starts the processes
+        data[len(data) - 1]  # warms up
         return data
 
     def timed(run, data):
@@ -103,7 +103,8 @@ def measure(folders):
     model.compile()
     for threads, processes in counts:
         name = f"{processes} processes" if processes else f"{threads} threads"
-        data = opened(folders[LARGE], threads, processes)
+        data = opened(folders[PHOTOS], threads, processes)
+        data.read()  # starts the processes
         record["readers"][name] = timed(data.read, data)
         if max(threads, processes) > 1:
             continue
@@ -163,7 +164,7 @@ def report(record):
         f"Written by `python benchmarks/pipeline.py`: {len(now)} rounds with "
         f"{record['backend']} on {os.cpu_count()} cores, load of the machine "
         f"{record['load']:.1f}. Medians of augmented views of 512 x 512, of all steps "
-        f"of `Augmentation`; the last two tables of {LARGE}.",
+        f"of `Augmentation`; the last two tables of {PHOTOS}.",
         *table(*rows),
     ]
     growth = [("readers", "views a second", "growth")]

@@ -69,7 +69,9 @@ def test_a_crop_is_that_of_the_whole_resized_image(size, channels):
         corner = rng.integers(np.subtract(size, shape) + 1)
         part = tuple(map(slice, corner, corner + shape))
         found = crop_resized_image(image, size, corner, shape)
-        np.testing.assert_allclose(found, whole[part], atol=0.2)  # to 1/32 pixel
+        # OpenCV rounds the places of the fifth and sixth channel to 1/32 pixel.
+        atol = 1e-3 if channels <= 4 else 0.5
+        np.testing.assert_allclose(found, whole[part], atol=atol)
         found = crop_resized_mask(mask, size, corner, shape)
         np.testing.assert_array_equal(found, ids[part])
 
