@@ -76,7 +76,7 @@ def test_values_and_gradients_are_those_of_keras(cls, options, dtype, monkeypatc
         before = ops.convert_to_numpy(ops.cast(before, "float32"))
         results.append([before, np.array(losses), *model.get_weights()])
     for actual, expected in zip(*results, strict=True):
-        assert_close(actual, expected, 1e-5 if dtype == "float32" else 5e-2)
+        assert_close(actual, expected, 1e-4 if dtype == "float32" else 5e-2)
 
 
 def backbone():
