@@ -12,10 +12,10 @@ from PIL import Image
 
 
 # Keras' own workers don't serve here: their queue keeps the batches that it reads ahead
-# to build the model and gives them to the first epoch, and its processes are forked
-# anew in each epoch, from a process with threads of TensorFlow or JAX. Grain's
-# processes are no faster, tell errors as text, and know epochs only as a repetition of
-# the data. Here a sample is asked for by its key, so what is read ahead can't change
+# to build the model and gives them to the first epoch, and its processes start anew in
+# each epoch, as forks of a process with threads. Grain's want the program to parse
+# absl's flags, and leave shared memory behind after an error; tf.data would need
+# TensorFlow. Here a sample is asked for by its key, so that reading ahead can't change
 # what is given.
 class Readers:
     """Threads or processes that read samples before they are asked for.
