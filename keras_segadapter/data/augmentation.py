@@ -2,15 +2,14 @@
 
 from numbers import Real
 
-import cv2
 import numpy as np
 
 from keras_segadapter.data.counting import count_ids
+from keras_segadapter.data.distortion import distort
 from keras_segadapter.data.resizing import crop_resized_image, crop_resized_mask
 from keras_segadapter.validation import check_positive, check_size, ignored_ids
 
 CROPS = 10  # that are looked at; if none of them fits, the next is taken as it is
-HUES = 256  # steps around the circle of hues
 
 
 # Keras' random layers don't serve here: their contrast is relative to the mean, each
@@ -135,7 +134,7 @@ class Augmentation:
         pixels = crop_resized_image(image, size, corner, shape)
         step = -1 if rng.random() < self.flip else 1
         if self.photometric:
-            pixels = _distort(pixels, rng)
+            pixels = distort(pixels, rng)
         view = np.zeros((*self.crop_size, image.shape[2]), image.dtype)
         classes = np.full(self.crop_size, ignored[0], mask.dtype)
         view[: shape[0], : shape[1]] = pixels[:, ::step]
@@ -243,38 +242,3 @@ def _check_pair(image, mask, padding):
             "`mask` must be of a dtype that can hold the ignored id. Convert it with "
             f"mask.astype('int32'). Received: {mask.dtype} for the id {padding}"
         )
-
-
-def _distort(image, rng):
-    """Change the brightness, contrast, saturation and hue of an image `(H, W, C)`."""
-    same = np.arange(256)  # each change is a table of new values for the 256 values
-
-    def sometimes(draw):
-        return draw() if rng.random() < 0.5 else same
-
-    brightness = sometimes(lambda: same + rng.uniform(-32, 32))
-    contrast = sometimes(lambda: same * rng.uniform(0.5, 1.5))
-    saturation = sometimes(lambda: same * rng.uniform(0.5, 1.5))
-    hue = sometimes(
-        lambda: (same + round(rng.integers(-18, 18) * 2 / 360 * HUES)) % 256
-    )
-    contrast_first = rng.random() < 0.5
-
-    shape = image.shape
-    image = _replace(image, brightness)
-    if contrast_first:
-        image = _replace(image, contrast)
-    is_changed = hue is not same or saturation is not same
-    if shape[2] == 3 and is_changed:  # since the way to HSV rounds
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-        image = _replace(image, np.stack([hue, saturation, same], axis=-1))
-        image = cv2.cvtColor(image, cv2.COLOR_HSV2RGB_FULL)
-    if not contrast_first:
-        image = _replace(image, contrast)
-    return image.reshape(shape)
-
-
-def _replace(image, table):
-    """Replace values by those of a table `(256,)` or `(256, C)`, clipped to 0..255."""
-    table = np.clip(table, 0, 255).astype("uint8")
-    return cv2.LUT(image, table.reshape(1, 256, -1))
