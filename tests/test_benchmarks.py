@@ -128,7 +128,7 @@ def test_tables_of_gpus_have_rates_and_the_share_of_the_pipeline(load):
     ]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_tasks_of_gpus_run(load, monkeypatch):
     gpu, turns = load("gpu"), load("turns")
     monkeypatch.setattr(gpu, "backends", lambda: [])  # so that they run on the CPU
