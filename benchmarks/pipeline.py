@@ -63,7 +63,7 @@ def measure(folders):
     import keras_segadapter as ksa
 
     def opened(folder, threads=1, processes=0):
-        """Return a dataset of about `VIEWS` views, and its function that reads all."""
+        """Return a dataset of about `VIEWS` views."""
         paths = [
             sorted(Path(folder, kind).iterdir())[:VIEWS] for kind in ("images", "masks")
         ]
@@ -76,9 +76,12 @@ def measure(folders):
             threads=threads,
             **({"processes": processes} if processes else {}),
         )
-        data.read = lambda: [len(data[i][0]) for i in range(len(data))]
         data[len(data) - 1]  # warms up
         return data
+
+    def read(data):
+        for i in range(len(data)):
+            data[i]
 
     def timed(run, data):
         """Return wall seconds of a pass, and views per second of wall and CPU time."""
@@ -91,7 +94,7 @@ def measure(folders):
     record = {"pictures": {}, "readers": {}, "overlap": {}}
     for name, folder in folders.items():
         data = opened(folder)
-        record["pictures"][name] = timed(data.read, data)
+        record["pictures"][name] = timed(lambda data=data: read(data), data)
     # Only this version has processes and ends its readers.
     has_processes = hasattr(ksa.data.FolderDataset, "close")
     counts = [(1, 0), (2, 0), (1, 1), (1, 2)] if has_processes else [(1, 0), (2, 0)]
@@ -104,8 +107,8 @@ def measure(folders):
     for threads, processes in counts:
         name = f"{processes} processes" if processes else f"{threads} threads"
         data = opened(folders[PHOTOS], threads, processes)
-        data.read()  # starts the processes
-        record["readers"][name] = timed(data.read, data)
+        read(data)  # starts the processes
+        record["readers"][name] = timed(lambda data=data: read(data), data)
         if max(threads, processes) > 1:
             continue
         batch, count = data[0], len(data)
@@ -118,7 +121,7 @@ def measure(folders):
                 return batch
 
         record["overlap"][name] = {
-            "read": timed(data.read, data)["wall"],
+            "read": timed(lambda data=data: read(data), data)["wall"],
             "trained": timed(lambda: model.fit(Kept(), verbose=0), data)["wall"],
             "both": timed(lambda data=data: model.fit(data, verbose=0), data)["wall"],
         }
