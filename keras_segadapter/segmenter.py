@@ -82,9 +82,10 @@ class Segmenter(keras.Model):
     Each tapped stage's features X go through a `SegAdapter`; its adapted features Y
     replace X for everything that follows in the backbone and for the head (paper,
     section 2). Layers are shared with the backbone passed in, weights included: two
-    models that are to be compared each need a backbone of their own. Freeze the
-    backbone with `backbone.trainable = False`; its batch norms then keep their
-    statistics.
+    models that are to be compared each need a backbone of their own. From then on its
+    convolutions, batch norms and pooling of Keras are computed in ways that are faster
+    on PyTorch and JAX, to the same numbers within rounding. Freeze the backbone with
+    `backbone.trainable = False`; its batch norms then keep their statistics.
 
     Called, it gives class scores at the finest stride, as a dict: "logits" of the head
     and, where there is something to supervise, "aux". The losses and metrics of

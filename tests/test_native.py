@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from numpy_method import maps
+from numpy_method import assert_close, maps
 
 from keras_segadapter.layers import native
 from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
@@ -76,3 +76,19 @@ def test_batch_norm_trains_as_that_of_keras(options, dtype):
     tolerance = 1e-5 if dtype == "float32" else 1e-2
     for actual, expected in zip(*results, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_exports_keep_depthwise_convolutions(monkeypatch):
+    monkeypatch.setattr(native, "FEW_PRODUCTS", 0)
+    used = []
+    shifted = native.shifted_convolution
+    monkeypatch.setattr(
+        native, "shifted_convolution", lambda *a: used.append(a) or shifted(*a)
+    )
+    layer, x = DepthwiseConv2D(3, padding="same"), maps(1, 5, 6, 4)
+    with native.library_convolutions():
+        expected = layer(x)
+    assert not used
+    actual = layer(x)
+    assert len(used) == native.on_jax()  # the tests run on CPUs
+    assert_close(actual, expected, 1e-5)
