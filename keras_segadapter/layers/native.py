@@ -298,6 +298,40 @@ def _convolve(layer, inputs, weight, bias, groups):
     return outputs.permute(0, 2, 3, 1)  # (B, H', W', filters)
 
 
+def adam_on_torch(variables, gradients, means, squares, rate, betas, epsilon):
+    """Make a step of Adam by PyTorch's own function, in one pass over the weights.
+
+    `rate` holds the correction of the moments' bias, as in Keras: PyTorch's function
+    would add epsilon behind it. The variables' gradients are let go.
+    """
+    import torch
+    from torch.optim.adamw import adamw
+
+    no_bias = torch.full_like(rate, 1e9)  # steps, after which none is left to correct
+    weights, means, squares = (
+        [v.value for v in group] for group in (variables, means, squares)
+    )
+    with torch.no_grad():
+        adamw(
+            weights,
+            [gradient.contiguous() for gradient in gradients],
+            means,
+            squares,
+            max_exp_avg_sqs=[],
+            state_steps=[no_bias] * len(weights),
+            fused=True,
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=rate,
+            weight_decay=0.0,
+            eps=epsilon,
+            maximize=False,
+        )
+    for weight in weights:
+        weight.grad = None  # Keras would keep it through the next forward pass
+
+
 def torch_states():
     """Return PyTorch's random states as strings, or None on another backend.
 

@@ -3,9 +3,7 @@
 import keras
 from keras import ops
 
-from keras_segadapter.layers.native import on_torch
-
-NO_BIAS = 1e9  # steps, after which no bias of the moments is left to correct
+from keras_segadapter.layers.native import adam_on_torch, on_torch
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -84,33 +82,18 @@ class AdamW(keras.optimizers.AdamW):
         ):
             super()._backend_update_step(grads, trainable_variables, learning_rate)
             return
-        import torch
-        from torch.optim.adamw import adamw
-
         places = [self._get_variable_index(v) for v in trainable_variables]
-        weights = [v.value for v in trainable_variables]
         step = ops.cast(self.iterations + 1, "float32")
         rate = ops.cast(learning_rate, "float32") / (1 - self.beta_1**step)
-        with torch.no_grad():
-            adamw(
-                weights,
-                [ops.cast(g, "float32").contiguous() for g in grads],
-                [self._momentums[place].value for place in places],
-                [self._velocities[place].value for place in places],
-                [],
-                # PyTorch would add epsilon behind the correction of the bias.
-                [torch.full_like(step, NO_BIAS)] * len(weights),
-                fused=True,
-                amsgrad=False,
-                beta1=self.beta_1,
-                beta2=self.beta_2,
-                lr=rate * ops.sqrt(1 - self.beta_2**step),
-                weight_decay=0.0,  # Keras has done it
-                eps=self.epsilon,
-                maximize=False,
-            )
-        for weight in weights:
-            weight.grad = None  # which Keras would keep through the next forward pass
+        adam_on_torch(
+            trainable_variables,
+            [ops.cast(gradient, "float32") for gradient in grads],
+            [self._momentums[place] for place in places],
+            [self._velocities[place] for place in places],
+            rate * ops.sqrt(1 - self.beta_2**step),
+            (self.beta_1, self.beta_2),
+            self.epsilon,
+        )
 
 
 def with_loss_scale(optimizer, layers):
