@@ -21,7 +21,7 @@ from keras_segadapter.cli import backbones, main
 from keras_segadapter.cli.predict import _list_shares
 from keras_segadapter.cli.record import Record, read_history
 from keras_segadapter.data.reading import read_mask
-from keras_segadapter.layers.native import DepthwiseConv2D
+from keras_segadapter.layers.faster import DepthwiseConv2D
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("inspect", "train", "predict", "evaluate", "export")

@@ -11,7 +11,7 @@ from conftest import EAGER
 
 import keras_segadapter as ksa
 from keras_segadapter.backbones.mit import EfficientSelfAttention, MixFFN
-from keras_segadapter.layers.native import PatchConv2D
+from keras_segadapter.layers.faster import PatchConv2D
 
 GOLDEN = Path(__file__).parent / "golden"
 K = 3

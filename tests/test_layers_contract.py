@@ -26,7 +26,7 @@ from numpy_method import (
 import keras_segadapter as ksa
 from keras_segadapter.backbones.convnext import LayerScale
 from keras_segadapter.backbones.mit import EfficientSelfAttention, MixFFN
-from keras_segadapter.layers.native import (
+from keras_segadapter.layers.faster import (
     Dense,
     DepthwiseConv2D,
     PatchConv2D,

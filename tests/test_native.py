@@ -6,8 +6,8 @@ import pytest
 from keras import layers, ops
 from numpy_method import assert_close, maps
 
-from keras_segadapter.layers import native
-from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
+from keras_segadapter.layers import faster, native
+from keras_segadapter.layers.faster import Dense, DepthwiseConv2D, PatchConv2D
 
 # On PyTorch some take a way of their own and the others that of Keras.
 CASES = {
@@ -64,7 +64,7 @@ def test_equals_the_layer_of_keras(cls, options, dtype, monkeypatch):
 def test_batch_norm_trains_as_that_of_keras(options, dtype):
     x, target = maps(2, 9, 8, 3) + 2.0, maps(2, 9, 8, 4, seed=1)
     results = []
-    for cls in (native.BatchNormalization, layers.BatchNormalization):
+    for cls in (faster.BatchNormalization, layers.BatchNormalization):
         keras.utils.set_random_seed(0)
         norm = cls(momentum=0.9, dtype=dtype, **options)
         model = keras.Sequential(

@@ -8,7 +8,7 @@ from keras import layers, ops
 from numpy_method import array, assert_close, layer_norm, maps, set_random_weights
 
 import keras_segadapter as ksa
-from keras_segadapter.layers.native import PatchConv2DTranspose
+from keras_segadapter.layers.faster import PatchConv2DTranspose
 
 WIDTH, K = 8, 3
 BLOCKS = ["block_0", "block_1", "block_2"]

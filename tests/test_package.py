@@ -19,6 +19,7 @@ READING_ORDER = [
     "saving",
     "layers.shifted",
     "layers.native",
+    "layers.faster",
     "layers.resize",
     "layers.tokens",
     "layers.attention",

@@ -18,7 +18,7 @@ from keras_segadapter.backbones.convnext_weights import (
 )
 from keras_segadapter.backbones.origin import name_origin
 from keras_segadapter.backbones.widening import WIDENED, repeat_by_color, widen_stem
-from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
+from keras_segadapter.layers.faster import Dense, DepthwiseConv2D, PatchConv2D
 from keras_segadapter.validation import check_input_shape, check_number, check_rate
 
 # Weights of the sizes that keras.applications lacks, by their names on the Hub.

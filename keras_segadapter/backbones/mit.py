@@ -14,7 +14,7 @@ from keras_segadapter.backbones.mit_weights import (
 )
 from keras_segadapter.backbones.origin import name_origin
 from keras_segadapter.backbones.widening import WIDENED, widen_stem
-from keras_segadapter.layers.native import Dense, DepthwiseConv2D, PatchConv2D
+from keras_segadapter.layers.faster import Dense, DepthwiseConv2D, PatchConv2D
 from keras_segadapter.validation import (
     check_feature_map,
     check_input_shape,

@@ -4,7 +4,7 @@ import keras
 from keras import layers, ops
 
 from keras_segadapter.layers.attention import HighOrderSpatialAttention
-from keras_segadapter.layers.native import Dense
+from keras_segadapter.layers.faster import Dense
 from keras_segadapter.layers.tokens import is_pair, join_tokens, map_shape, split_tokens
 from keras_segadapter.validation import (
     check_boolean,

@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_segadapter.layers.native import Dense, DepthwiseConv2D
+from keras_segadapter.layers.faster import Dense, DepthwiseConv2D
 from keras_segadapter.validation import (
     check_feature_map,
     check_integer,

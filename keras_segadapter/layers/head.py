@@ -3,7 +3,8 @@
 import keras
 from keras import layers, ops
 
-from keras_segadapter.layers.native import BatchNormalization, Dense, resize_bilinear
+from keras_segadapter.layers.faster import BatchNormalization, Dense
+from keras_segadapter.layers.native import resize_bilinear
 from keras_segadapter.validation import (
     check_feature_maps,
     check_integer,

@@ -1,4 +1,4 @@
-"""Backend-specific code, for what Keras' own layers lack or do slowly.
+"""Backend-specific code, for what Keras lacks or does slowly.
 
 This is the only module that asks which backend runs.
 """
@@ -6,10 +6,9 @@ This is the only module that asks which backend runs.
 import contextlib
 import contextvars
 import math
-import types
 
 import keras
-from keras import layers, ops
+from keras import ops
 
 from keras_segadapter.layers.shifted import shifted_convolution
 
@@ -60,6 +59,11 @@ def resize_bilinear(features, height, width):
     return ops.image.resize(features, (height, width), data_format="channels_last")
 
 
+def traces_for_export():
+    """Return whether to compute as the backend's own library does."""
+    return _library.get()
+
+
 @contextlib.contextmanager
 def library_convolutions():
     """Trace with the backend's own convolutions, which exported files keep as such."""
@@ -70,159 +74,9 @@ def library_convolutions():
         _library.reset(token)
 
 
-@keras.saving.register_keras_serializable("keras_segadapter")
-class DepthwiseConv2D(layers.DepthwiseConv2D):
-    """Keras' DepthwiseConv2D, channels last, faster on PyTorch and on JAX' CPU.
-
-    On PyTorch, Keras (up to 3.15.1) copies the features to channels first and back,
-    which takes longer than the convolution. Here a view takes the place of the copies.
-    On CPUs, JAX takes tens of times as long as a sum of shifted products.
-    """
-
-    def call(self, inputs):
-        if not _fits_a_view(self, inputs) and not _many_products_on_jax(self, inputs):
-            return layers.DepthwiseConv2D.call(self, inputs)
-        return self.activation(_depthwise(self, inputs, self.kernel, self.bias))
-
-
-@keras.saving.register_keras_serializable("keras_segadapter")
-class PatchConv2D(layers.Conv2D):
-    """Keras' Conv2D, channels last, faster on PyTorch, in 1 x 1 kernels and in groups.
-
-    PyTorch gets a view in the place of copies, as in `DepthwiseConv2D`. A kernel of one
-    pixel is a matrix product. On TensorFlow Keras compiles grouped convolutions by XLA,
-    which is slow where each channel is a group.
-    """
-
-    def call(self, inputs):
-        if _is_symbolic(inputs) or self.data_format != "channels_last":
-            return layers.Conv2D.call(self, inputs)
-        pointwise = self.kernel_size == (1, 1) and self.groups == 1
-        if pointwise and not on_tensorflow() and not _library.get():
-            down, across = self.strides
-            kernel = ops.convert_to_tensor(self.kernel)[0, 0]  # (C, filters)
-            outputs = _linear(inputs[:, ::down, ::across], kernel, self.bias)
-            return self.activation(outputs)
-        if 1 < self.groups == inputs.shape[-1]:
-            kernel = ops.convert_to_tensor(self.kernel)  # (k, k, 1, C * m)
-            shape = (*self.kernel_size, self.groups, self.filters // self.groups)
-            kernel = ops.reshape(kernel, shape)  # (k, k, C, m)
-            return self.activation(_depthwise(self, inputs, kernel, self.bias))
-        if not _fits_a_view(self, inputs):
-            return layers.Conv2D.call(self, inputs)
-        weight = ops.convert_to_tensor(self.kernel).permute(3, 2, 0, 1)
-        return self.activation(_convolve(self, inputs, weight, self.bias, self.groups))
-
-
-@keras.saving.register_keras_serializable("keras_segadapter")
-class PatchConv2DTranspose(layers.Conv2DTranspose):
-    """Keras' Conv2DTranspose, channels last, for strides of the kernel's size.
-
-    Each input pixel makes a patch of its own: matrix products, which JAX trains many
-    times as fast as Keras' convolution and PyTorch needs no copies for.
-    """
-
-    def call(self, inputs):
-        batch, height, width, channels = ops.shape(inputs)
-        rows, columns = self.kernel_size
-        kernel = ops.transpose(self.kernel, (0, 3, 1, 2))  # (k, C, k, filters)
-        kernel = ops.reshape(kernel, (rows, channels, columns * self.filters))
-        patches = [ops.matmul(inputs, kernel[row]) for row in range(rows)]
-        outputs = ops.stack(patches, axis=2)  # (B, H, k, W, k * filters)
-        size = (rows * height, columns * width)
-        outputs = ops.reshape(outputs, (batch, *size, self.filters))
-        return self.activation(outputs + self.bias if self.use_bias else outputs)
-
-
-@keras.saving.register_keras_serializable("keras_segadapter")
-class Dense(layers.Dense):
-    """Keras' Dense; on PyTorch the product adds the bias, not a second pass."""
-
-    def call(self, inputs, training=None):
-        if not _on_torch(inputs) or self.quantization_mode is not None:
-            return super().call(inputs, training=training)
-        return self.activation(_linear(inputs, self.kernel, self.bias))
-
-
-@keras.saving.register_keras_serializable("keras_segadapter")
-class BatchNormalization(layers.BatchNormalization):
-    """Keras' BatchNormalization; on PyTorch in one pass, with one map kept to train.
-
-    Keras' keeps three: the features, and their difference from the mean twice.
-    """
-
-    def call(self, inputs, training=None, mask=None):
-        last = self.axis in (-1, len(inputs.shape) - 1)
-        plain = last and mask is None and not (self.renorm or self.synchronized)
-        if not (training and self.trainable and plain and _on_torch(inputs)):
-            return layers.BatchNormalization.call(self, inputs, training, mask)
-        import torch
-
-        gamma, beta = self.gamma, self.beta
-        outputs, mean, rate = torch.native_batch_norm(
-            inputs.movedim(-1, 1),  # (B, C, ...), a view
-            None if gamma is None else ops.convert_to_tensor(gamma),
-            None if beta is None else ops.convert_to_tensor(beta),
-            running_mean=None,  # PyTorch's would hold the unbiased variance
-            running_var=None,
-            training=True,
-            momentum=0.0,
-            eps=self.epsilon,
-        )
-        variance = rate**-2 - self.epsilon
-        for moving, now in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance),
-        ):
-            moving.assign(moving * self.momentum + now * (1.0 - self.momentum))
-        return ops.cast(outputs.movedim(1, -1), self.compute_dtype)
-
-
-def _max_pool(layer, inputs):
-    """Do what `MaxPooling2D` does; on PyTorch on a view, where it does not pad."""
-    if not _on_torch(inputs) or layer.padding != "valid":
-        return layers.MaxPooling2D.call(layer, inputs)
-    import torch
-
-    outputs = torch.nn.functional.max_pool2d(
-        inputs.permute(0, 3, 1, 2),  # (B, C, H, W), a view
-        layer.pool_size,
-        layer.strides,
-    )
-    return outputs.permute(0, 2, 3, 1)  # (B, H', W', C)
-
-
-def _separable(layer, inputs):
-    """Do what `SeparableConv2D` does, by a depthwise and a matrix product."""
-    fits = _fits_a_view(layer, inputs) or _many_products_on_jax(layer, inputs)
-    if not fits or _library.get():
-        return layers.SeparableConv2D.call(layer, inputs)
-    hidden = _depthwise(layer, inputs, layer.depthwise_kernel)  # (B, H', W', C * m)
-    kernel = ops.convert_to_tensor(layer.pointwise_kernel)[0, 0]  # (C * m, filters)
-    return layer.activation(_linear(hidden, kernel, layer.bias))
-
-
-# How layers of Keras are called by the means of our own.
-_CALLS = {
-    layers.BatchNormalization: BatchNormalization.call,
-    layers.Conv2D: PatchConv2D.call,
-    layers.DepthwiseConv2D: DepthwiseConv2D.call,
-    layers.MaxPooling2D: _max_pool,
-    layers.SeparableConv2D: _separable,
-}
-
-
-def call_by_own_means(layer):
-    """Let a layer of Keras compute as ours do; it keeps class, weights and config."""
-    call = _CALLS.get(type(layer))
-    last = getattr(layer, "data_format", "channels_last") == "channels_last"
-    if call is not None and last:
-        layer.call = types.MethodType(call, layer)
-
-
 def _many_products_on_jax(layer, inputs):
     """Return whether JAX' depthwise convolution of these inputs would be slow."""
-    if not on_jax() or _library.get() or _is_symbolic(inputs):
+    if not on_jax() or traces_for_export() or is_symbolic(inputs):
         return False
     import jax
 
@@ -235,27 +89,32 @@ def _many_products_on_jax(layer, inputs):
     return pixels * math.prod(layer.kernel_size) > FEW_PRODUCTS
 
 
-def _is_symbolic(inputs):
+def is_symbolic(inputs):
     return isinstance(inputs, keras.KerasTensor)
 
 
-def _on_torch(inputs):
+def takes_torch(inputs):
     """Return whether the inputs are PyTorch's own tensors, not symbolic ones."""
-    return on_torch() and not _is_symbolic(inputs)
+    return on_torch() and not is_symbolic(inputs)
 
 
-def _fits_a_view(layer, inputs):
+def fits_a_view(layer, inputs):
     """Return whether PyTorch can pad as a layer does, on both sides alike."""
     alike = all(
         side == 1 or (side % 2 and stride == 1)
         for side, stride in zip(layer.kernel_size, layer.strides, strict=True)
     )
-    return _on_torch(inputs) and (layer.padding == "valid" or alike)
+    return takes_torch(inputs) and (layer.padding == "valid" or alike)
 
 
-def _linear(inputs, kernel, bias=None):
+def has_fast_depthwise(layer, inputs):
+    """Return whether `depthwise` is faster on these inputs than Keras is."""
+    return fits_a_view(layer, inputs) or _many_products_on_jax(layer, inputs)
+
+
+def linear(inputs, kernel, bias=None):
     """Multiply features `(..., C)` by a kernel `(C, units)` and add a bias."""
-    if not _on_torch(inputs):
+    if not takes_torch(inputs):
         outputs = ops.matmul(inputs, kernel)
         return outputs if bias is None else outputs + bias
     import torch
@@ -264,12 +123,12 @@ def _linear(inputs, kernel, bias=None):
     return torch.nn.functional.linear(inputs, ops.convert_to_tensor(kernel).T, bias)
 
 
-def _depthwise(layer, inputs, kernel, bias=None):
+def depthwise(layer, inputs, kernel, bias=None):
     """Convolve each channel by its own part of a kernel `(k, k, C, m)`; add a bias."""
-    if _fits_a_view(layer, inputs):
+    if fits_a_view(layer, inputs):
         weight = ops.convert_to_tensor(kernel).permute(2, 3, 0, 1)
         weight = weight.flatten(0, 1)[:, None]  # (C * m, 1, k, k)
-        return _convolve(layer, inputs, weight, bias, groups=kernel.shape[2])
+        return convolve_on_torch(layer, inputs, weight, bias, groups=kernel.shape[2])
     strides, padding, dilation = layer.strides, layer.padding, layer.dilation_rate
     if _many_products_on_jax(layer, inputs):
         outputs = shifted_convolution(inputs, kernel, strides, padding, dilation)
@@ -280,7 +139,7 @@ def _depthwise(layer, inputs, kernel, bias=None):
     return outputs if bias is None else outputs + bias
 
 
-def _convolve(layer, inputs, weight, bias, groups):
+def convolve_on_torch(layer, inputs, weight, bias, groups):
     """Convolve a channels-first view of a layer's PyTorch inputs."""
     import torch
 
@@ -296,6 +155,44 @@ def _convolve(layer, inputs, weight, bias, groups):
         groups=groups,
     )
     return outputs.permute(0, 2, 3, 1)  # (B, H', W', filters)
+
+
+def max_pool_on_torch(inputs, size, strides):
+    """Take the largest values of a PyTorch tensor `(B, H, W, C)`, without padding."""
+    import torch
+
+    outputs = torch.nn.functional.max_pool2d(
+        inputs.permute(0, 3, 1, 2),  # (B, C, H, W), a view
+        size,
+        strides,
+    )
+    return outputs.permute(0, 2, 3, 1)  # (B, H', W', C)
+
+
+def batch_norm_on_torch(inputs, gamma, beta, epsilon, mean=None, variance=None):
+    """Normalize a PyTorch tensor `(B, ..., C)` in one pass.
+
+    Returns:
+        The outputs and, unless `mean` and `variance` are given, those of the batch: the
+        means `(C,)` and the reciprocal deviations `(C,)`.
+    """
+    import torch
+
+    gamma, beta, mean, variance = (
+        None if values is None else ops.convert_to_tensor(values)
+        for values in (gamma, beta, mean, variance)
+    )
+    outputs, *found = torch.native_batch_norm(
+        inputs.movedim(-1, 1),  # (B, C, ...), a view
+        gamma,
+        beta,
+        mean,  # None in training: PyTorch would note the unbiased variance
+        variance,
+        training=mean is None,
+        momentum=0.0,
+        eps=epsilon,
+    )
+    return outputs.movedim(1, -1), *found
 
 
 def adam_on_torch(variables, gradients, means, squares, rate, betas, epsilon):

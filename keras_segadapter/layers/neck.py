@@ -6,7 +6,7 @@ from numbers import Real
 import keras
 from keras import layers
 
-from keras_segadapter.layers.native import PatchConv2DTranspose
+from keras_segadapter.layers.faster import PatchConv2DTranspose
 from keras_segadapter.validation import check_feature_maps
 
 
