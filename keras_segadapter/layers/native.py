@@ -115,8 +115,11 @@ def has_fast_depthwise(layer, inputs):
 def linear(inputs, kernel, bias=None):
     """Multiply features `(..., C)` by a kernel `(C, units)` and add a bias."""
     if not takes_torch(inputs):
-        outputs = ops.matmul(inputs, kernel)
-        return outputs if bias is None else outputs + bias
+        *sides, channels = inputs.shape
+        rows = ops.reshape(inputs, (-1, channels))  # (pixels, C)
+        outputs = ops.matmul(rows, kernel)
+        outputs = outputs if bias is None else outputs + bias
+        return ops.reshape(outputs, (*sides, outputs.shape[-1]))  # (..., units)
     import torch
 
     bias = None if bias is None else ops.convert_to_tensor(bias)
