@@ -189,7 +189,7 @@ def test_wrong_shards_raise(folder, shard, words):
 
 
 SCRIPT = """
-import json, os, sys, time
+import json, os, signal, sys, time
 import numpy as np
 from keras_segadapter.data import Augmentation, FolderDataset
 
@@ -205,16 +205,29 @@ if {guard}:
 """
 
 
-def start(tmp_path, folder, body, processes=1, guard="__name__ == '__main__'"):
-    body = textwrap.indent(textwrap.dedent(body), " " * 4).strip()
-    (tmp_path / "script.py").write_text(SCRIPT.format(body=body, guard=guard))
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "script.py", str(folder), str(processes)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(tmp_path, folder):
+    """Return a function that starts a script, which does not outlive the test."""
+    started = []
+
+    def start(body, processes=1, guard="__name__ == '__main__'"):
+        body = textwrap.indent(textwrap.dedent(body), " " * 4).strip()
+        (tmp_path / "script.py").write_text(SCRIPT.format(body=body, guard=guard))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "script.py", folder, str(processes)],
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[0]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def is_running(pid):
@@ -233,7 +246,7 @@ def wait_for_end(pids):
 
 
 @pytest.mark.integration
-def test_processes_give_the_same_views_and_tell_errors_as_they_are(tmp_path, folder):
+def test_processes_give_the_same_views_and_tell_errors_as_they_are(folder, start):
     body = """
     sums = []
     for epoch in (0, 5):
@@ -252,7 +265,7 @@ def test_processes_give_the_same_views_and_tell_errors_as_they_are(tmp_path, fol
     for epoch in (0, 5):
         data.epoch = epoch
         expected.append([[int(part.astype(int).sum()) for part in x] for x in data])
-    process = start(tmp_path, folder, body, processes=2)
+    process = start(body, processes=2)
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     *sums, message = json.loads(out)
@@ -263,15 +276,17 @@ def test_processes_give_the_same_views_and_tell_errors_as_they_are(tmp_path, fol
 
 @pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_processes_end_with_the_training(tmp_path, folder, number):
+def test_processes_end_with_the_training(start, number):
     body = """
+    # Ignored where a shell started the tests in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     data[0]
     print(json.dumps([*data._readers.pool._processes]), flush=True)
     for epoch in range(10**6):
         data.epoch = epoch
         list(data)
     """
-    process = start(tmp_path, folder, body)
+    process = start(body)
     pids = json.loads(process.stdout.readline())
     assert pids and all(map(is_running, pids))
     os.kill(process.pid, number)
@@ -280,8 +295,8 @@ def test_processes_end_with_the_training(tmp_path, folder, number):
 
 
 @pytest.mark.integration
-def test_a_script_without_a_guard_is_told_so(tmp_path, folder):
-    process = start(tmp_path, folder, "data[0]", guard="True")
+def test_a_script_without_a_guard_is_told_so(start):
+    process = start("data[0]", guard="True")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     last = errors.strip().splitlines()[-1]
