@@ -37,9 +37,10 @@ APPLICATIONS = {
     "ResNet-50": "ResNet50",
 }
 NOTES = """\
-Times are medians, as ratios to the first row of an encoder, whose own is given. M are
-millions of trained weights; "peak MB" is the largest resident size of a process that
-only trains, "at start" what it was after the imports, before the network was built.
+Times are medians, as ratios to the first row of an encoder, whose own is given: on one
+core the seconds that it was busy, on two the seconds that passed. M are millions of
+trained weights; "peak MB" is the largest resident size of a process that only trains,
+"at start" what it was after the imports, before the network was built.
 
 What differs: smp's MobileNetV3-L ends in the classifier's convolution to 960 channels,
 ours at its input of 160. SegFormerB0 is ours without adapters, with SegFormer's own
@@ -131,6 +132,8 @@ def table(runs):
 
 
 def ratio(run, first, phase):
+    if run["threads"] == 1:
+        phase = f"cpu_{phase}"  # which other load on the machine does not change
     own, base = turns.median(run, phase), turns.median(first, phase)
     if own is None or base is None:
         return "failed"
