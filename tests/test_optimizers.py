@@ -8,6 +8,8 @@ from keras import ops
 from numpy_method import maps
 
 import keras_segadapter as ksa
+from keras_segadapter.layers.native import on_torch
+from keras_segadapter.training import optimizers
 
 
 def small_model():
@@ -150,7 +152,15 @@ def test_steps_are_those_of_the_equation():
     ],
     ids=str,
 )
-def test_steps_are_those_of_keras(options):
+@pytest.mark.parametrize("view", [False, True])
+def test_steps_are_those_of_keras(options, view, monkeypatch):
+    calls, step_on_torch = [], optimizers.adam_on_torch
+
+    def count(*args):
+        calls.append(args)
+        step_on_torch(*args)
+
+    monkeypatch.setattr(optimizers, "adam_on_torch", count)
     schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0)
     shapes = [(3, 4), (2, 2, 3, 5), (6, 1)]
     gradients = [[maps(*s, seed=seed) for s in shapes] for seed in range(5)]
@@ -158,15 +168,17 @@ def test_steps_are_those_of_keras(options):
     for cls in (ksa.AdamW, keras.optimizers.AdamW):
         optimizer = cls(schedule, weight_decay=0.1, epsilon=1e-6, **options)
         values = [ops.convert_to_tensor(maps(*s)) for s in shapes]
-        values.append(ops.transpose(maps(3, 5)))  # PyTorch keeps it as a view
+        if view:  # as which PyTorch keeps it; such weights are left to Keras
+            values[0] = ops.transpose(maps(4, 3))
         variables = [keras.Variable(value) for value in values]
         optimizer.build(variables)
         for step in gradients:
-            step = [*step, ops.transpose(maps(3, 5, seed=9))]
             optimizer.apply([*map(ops.convert_to_tensor, step)], variables)
         results.append([array(v) for v in (*variables, *optimizer.variables[2:])])
     for actual, expected in zip(*results, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    own = on_torch() and not view and "amsgrad" not in options
+    assert bool(calls) == own
 
 
 # Edges
