@@ -21,14 +21,14 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-CROP, CLASSES, BATCH, VIEWS = (512, 512), 11, 8, 24
+CROP, CLASSES, BATCH, VIEWS = (512, 512), 11, 8, 72
 # Name, size, suffix and number of the pictures.
 KINDS = (
     ("png 480 x 360", (360, 480), "png", 24),
     ("jpeg 1024 x 768", (768, 1024), "jpg", 24),
     ("jpeg 2048 x 1024", (1024, 2048), "jpg", 12),
 )
-PHOTOS = KINDS[1][0]
+PHOTOS = KINDS[2][0]
 
 
 def make_pictures(folder):

@@ -40,7 +40,8 @@ NOTES = """\
 Times are medians, as ratios to the first row of an encoder, whose own is given: on one
 core the seconds that it was busy, on two the seconds that passed. M are millions of
 trained weights; "peak MB" is the largest resident size of a process that only trains,
-"at start" what it was after the imports, before the network was built.
+"at start" what it was after the imports, before the network was built. In short: on
+torch / tensorflow / jax, those of them that were run.
 
 What differs: smp's MobileNetV3-L ends in the classifier's convolution to 960 channels,
 ours at its input of 160. SegFormerB0 is ours without adapters, with SegFormer's own
@@ -106,8 +107,30 @@ def tables(results):
     for threads, title in ((1, "one core"), (2, "two cores")):
         runs = [run for run in results["runs"] if run["threads"] == threads]
         if runs:
+            lines += [f"**{title}, in short**", "", *summary(runs), ""]
             lines += [f"**{title}**", "", *table(runs), ""]
     return "\n".join(lines)
+
+
+def summary(runs):
+    """Yield the lines of a table of our models beside the usual one of smp's."""
+    yield turns.row(
+        *("encoder", "model", "M", "inference", "training step", "peak MB"),
+    )
+    yield "|---|---|---|---|---|---|"
+    for first, *others in turns.by_section(runs).values():
+        models = [first["model"], *("adapters", "SegFormerB0", "plain")]
+        for model in models:
+            found = [run for run in (first, *others) if run["model"] == model]
+            if found:
+                yield turns.row(
+                    first["encoder"] if model == models[0] else "",
+                    f"smp {model}" if model == models[0] else f"ours, {model}",
+                    millions(found[0]),
+                    " / ".join(ratio(run, first, "infer") for run in found),
+                    " / ".join(ratio(run, first, "train") for run in found),
+                    " / ".join(str(run.get("memory_mb", "failed")) for run in found),
+                )
 
 
 def table(runs):
@@ -124,11 +147,15 @@ def table(runs):
                 run["encoder"] if run is group[0] else "",
                 f"{owner} {run['model']}",
                 run["on"],
-                f"{run['parameters'] / 1e6:.1f}" if "parameters" in run else "",
+                millions(run),
                 *(ratio(run, group[0], phase) for phase in ("infer", "train")),
                 run.get("memory_mb", "failed"),
                 run.get("start_mb", ""),
             )
+
+
+def millions(run):
+    return f"{run['parameters'] / 1e6:.1f}" if "parameters" in run else ""
 
 
 def ratio(run, first, phase):
