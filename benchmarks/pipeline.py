@@ -21,7 +21,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-CROP, CLASSES, BATCH, VIEWS = (512, 512), 11, 8, 72
+CROP, CLASSES, BATCH, VIEWS = (512, 512), 11, 8, 48
 # Name, size, suffix and number of the pictures.
 KINDS = (
     ("png 480 x 360", (360, 480), "png", 24),
