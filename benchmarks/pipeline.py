@@ -1,7 +1,7 @@
 """Benchmark of the input pipeline: its speed, its growth, its overlap with training.
 
-    git worktree add /tmp/before c5fdba5
-    KERAS_BACKEND=torch python benchmarks/pipeline.py --before /tmp/before
+    git worktree add ../before c5fdba5
+    KERAS_BACKEND=torch python benchmarks/pipeline.py --before ../before
 
 Augmented views of 512 x 512 are read from pictures that are made on the spot, and from
 CamVid with `--camvid FOLDER`. Each measurement is a process of its own; those that are

@@ -45,7 +45,7 @@ def crop_resized_image(image, size, corner, shape):
         Crop `(height, width, C)`, of the image's dtype.
     """
     dtype = image.dtype
-    if dtype not in ("uint8", "uint16", "float32"):  # OpenCV has not all of the others
+    if dtype not in ("uint8", "uint16", "float32"):  # OpenCV lacks some others
         image = image.astype("float64")
     scale = np.divide(image.shape[:2], size)  # of the axes, as all that follows
     block = max(1, int(scale.min()))

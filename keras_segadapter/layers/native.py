@@ -12,9 +12,9 @@ from keras import ops
 
 from keras_segadapter.layers.shifted import shifted_convolution
 
-# Whether to compute as the backend's own library does, and how many products its
-# gradient of a depthwise convolution may take on JAX before another way is faster.
-_library = contextvars.ContextVar("library", default=False)
+_exporting = contextvars.ContextVar("exporting", default=False)
+# How many products the gradient of JAX' own depthwise convolution may take before
+# another way is faster.
 FEW_PRODUCTS = 2**26
 
 
@@ -61,17 +61,17 @@ def resize_bilinear(features, height, width):
 
 def traces_for_export():
     """Return whether to compute as the backend's own library does."""
-    return _library.get()
+    return _exporting.get()
 
 
 @contextlib.contextmanager
 def library_convolutions():
     """Trace with the backend's own convolutions, which exported files keep as such."""
-    token = _library.set(True)
+    token = _exporting.set(True)
     try:
         yield
     finally:
-        _library.reset(token)
+        _exporting.reset(token)
 
 
 def _many_products_on_jax(layer, inputs):
