@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_segadapter.losses.crossentropy import counted_pixels, integer_labels
+from keras_segadapter.losses.labels import counted_pixels, integer_labels
 from keras_segadapter.losses.resized import is_of_keras
 from keras_segadapter.losses.tiles import resized_argmax, resized_whole
 from keras_segadapter.validation import check_num_classes, ignored_ids

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_segadapter.losses.crossentropy import (
-    SegmentationCrossentropy,
+from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
+from keras_segadapter.losses.labels import (
     check_reduction,
     counted_pixels,
     deferred_ids,

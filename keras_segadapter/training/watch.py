@@ -13,7 +13,7 @@ from keras_segadapter.data_validation import (
     check_range,
     count_values,
 )
-from keras_segadapter.losses.crossentropy import (
+from keras_segadapter.losses.labels import (
     FRACTION,
     counted_pixels,
     integer_labels,
