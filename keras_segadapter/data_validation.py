@@ -180,3 +180,28 @@ def check_range(counts, dtype, takes_pixels):
         f"backbone that does not normalize. Received: images of dtype {dtype} with "
         f"{count / size:.1%} of their values {found}"
     )
+
+
+def check_pair(image, mask, padding):
+    """Validate that an image and a mask belong together.
+
+    Raises:
+        ValueError: If one of them is not as described, or if the mask cannot hold the
+            id `padding`.
+    """
+    if image.dtype.kind not in "uif" or image.ndim != 3:
+        raise ValueError(
+            "`image` must hold numbers of shape (height, width, channels). Received: "
+            f"image of shape {image.shape} and dtype {image.dtype}"
+        )
+    if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2] or not mask.size:
+        raise ValueError(
+            "`mask` must hold one integer class id for each pixel of the image. "
+            f"Received: mask of shape {mask.shape} and dtype {mask.dtype} for an image "
+            f"of shape {image.shape}"
+        )
+    if not np.iinfo(mask.dtype).min <= padding <= np.iinfo(mask.dtype).max:
+        raise ValueError(
+            "`mask` must be of a dtype that can hold the ignored id. Convert it with "
+            f"mask.astype('int32'). Received: {mask.dtype} for the id {padding}"
+        )

@@ -6,8 +6,18 @@ import numpy as np
 
 from keras_segadapter.data.counting import count_ids
 from keras_segadapter.data.distortion import distort
-from keras_segadapter.data.resizing import crop_resized_image, crop_resized_mask
-from keras_segadapter.validation import check_positive, check_size, ignored_ids
+from keras_segadapter.data.resizing import (
+    crop_resized_image,
+    crop_resized_mask,
+    draw_pixel,
+)
+from keras_segadapter.data_validation import check_pair
+from keras_segadapter.validation import (
+    check_integer,
+    check_positive,
+    check_size,
+    ignored_ids,
+)
 
 CROPS = 10  # that are looked at; if none of them fits, the next is taken as it is
 
@@ -31,6 +41,12 @@ class Augmentation:
     saturation by a factor of 0.5 to 1.5, the hue by up to 36 degrees, each in half of
     the images; contrast changes at random before or after saturation and hue.
 
+    With `rare_classes`, some crops are placed where a rare class is: with the
+    probability `rare_probability` one of the rare classes that the image holds is
+    drawn, then one of its pixels, each as likely as the others, and all crops that are
+    looked at hold this pixel. Rare classes that are lost in shrinking don't count. An
+    image that holds none is cropped as without them.
+
     Args:
         crop_size: Tuple of integers, `(height, width)`. Size of the views.
         base_size: Tuple of integers, `(height, width)`, or None. Box that an image is
@@ -44,8 +60,14 @@ class Augmentation:
         photometric: Boolean. Whether to change brightness, contrast, saturation and
             hue. Gray images have only the first two; images of other numbers of
             channels, or of other dtypes than uint8, need `False`. Defaults to `True`.
+        rare_classes: List of integers of at least 0, or None. Classes that crops are
+            to hold more often than by chance. Defaults to `None`.
+        rare_probability: Number from 0 to 1. Probability that a crop of an image with
+            rare classes is placed on one of them; others may hold one by chance.
+            Defaults to `0.5`.
 
     Raises:
+        TypeError: If `rare_classes` is neither a list nor None.
         ValueError: If an argument is not as described.
 
     Example:
@@ -63,7 +85,9 @@ class Augmentation:
 
     Source: paper, section 5, for the outline; MMSegmentation's pipelines, which the
     paper trains with, for the ranges. Their hue of 18 counts OpenCV's steps of 2
-    degrees.
+    degrees. Rare classes: after the oversampling of foreground in nnU-Net (Isensee et
+    al., Nature Methods 2021), which draws a class and then a pixel for a fixed third of
+    each batch.
     """
 
     def __init__(
@@ -75,6 +99,8 @@ class Augmentation:
         max_class_share=0.75,
         flip=0.5,
         photometric=True,
+        rare_classes=None,
+        rare_probability=0.5,
     ):
         self.crop_size = check_size("crop_size", crop_size)
         if base_size is not None:
@@ -90,13 +116,27 @@ class Augmentation:
                 "`scale` must be (lowest, highest), in this order. Received: "
                 f"scale={scale!r}"
             )
-        for name, value in (("max_class_share", max_class_share), ("flip", flip)):
+        if not isinstance(rare_classes, (list, tuple, np.ndarray, type(None))):
+            raise TypeError(
+                "`rare_classes` must be a list of classes, or None. Received: "
+                f"rare_classes={rare_classes!r}"
+            )
+        self.rare_classes = [
+            check_integer(f"rare_classes[{i}]", class_, 0)
+            for i, class_ in enumerate(() if rare_classes is None else rare_classes)
+        ]
+        for name, value in (
+            ("max_class_share", max_class_share),
+            ("flip", flip),
+            ("rare_probability", rare_probability),
+        ):
             if not isinstance(value, Real) or not 0 <= value <= 1:
                 raise ValueError(
                     f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}"
                 )
         self.max_class_share, self.flip = max_class_share, flip
         self.photometric = bool(photometric)
+        self.rare_probability = rare_probability
 
     def __call__(self, image, mask, rng, ignore_class=255):
         """Return one random view of an image and its mask.
@@ -115,11 +155,12 @@ class Augmentation:
             TypeError: If `rng` is not a generator, or if `ignore_class` is neither an
                 integer nor a list of integers.
             ValueError: If the image or the mask is not as described, if there is no
-                ignored id, or if the mask cannot hold it.
+                ignored id, if the mask cannot hold it, or if it is a rare class.
         """
         image, mask = np.asarray(image), np.asarray(mask)
         ignored = check_ignored(ignore_class)
-        _check_pair(image, mask, ignored[0])
+        check_rare(self.rare_classes, ignored)
+        check_pair(image, mask, ignored[0])
         if self.photometric:
             check_photometric(image.shape[2], image.dtype)
         if not isinstance(rng, np.random.Generator):
@@ -150,8 +191,14 @@ class Augmentation:
 
     def _draw_crop(self, mask, size, shape, ignored, rng):
         """Return the corner of a crop and its ids, at most `(crop height, width)`."""
+        first, last = np.zeros(2, int), np.subtract(size, shape)
+        if self.rare_classes and rng.random() < self.rare_probability:
+            pixel = draw_pixel(mask, size, self.rare_classes, rng)
+            if pixel is not None:  # which all crops from here to there hold
+                first = np.maximum(first, pixel - shape + 1)
+                last = np.minimum(last, pixel)
         for trial in range(CROPS + 1):
-            corner = rng.integers(np.subtract(size, shape) + 1)
+            corner = rng.integers(first, last + 1)
             ids = crop_resized_mask(mask, size, corner, shape)
             if self.max_class_share == 1 or trial == CROPS:
                 break
@@ -186,8 +233,9 @@ def check_augmentation(
 
     Raises:
         TypeError: If it is not an `Augmentation`.
-        ValueError: If there is an image size, if there is no ignored id, or if it
-            cannot change the colors of such images.
+        ValueError: If there is an image size, if there is no ignored id, if a rare
+            class is none of the classes, or if it cannot change the colors of such
+            images.
     """
     if not isinstance(augmentation, Augmentation):
         raise TypeError(
@@ -200,9 +248,26 @@ def check_augmentation(
             "`image_size`, or pass it to Augmentation as `base_size`. Received: "
             f"image_size={image_size!r}, crop_size={augmentation.crop_size}"
         )
-    check_ignored(ignore_class, num_classes)
+    ignored = check_ignored(ignore_class, num_classes)
+    check_rare(augmentation.rare_classes, ignored, num_classes)
     if augmentation.photometric:
         check_photometric(channels)
+
+
+def check_rare(rare_classes, ignored, num_classes=None):
+    """Validate that rare classes are classes.
+
+    Raises:
+        ValueError: If one is an ignored id, or not below `num_classes`.
+    """
+    below = np.inf if num_classes is None else num_classes
+    wrong = [c for c in rare_classes if c in ignored or c >= below]
+    if wrong:
+        raise ValueError(
+            "`rare_classes` of an augmentation must be classes, and no ignored ids. "
+            f"Received: rare_classes={rare_classes} with {wrong}, ignore_class="
+            f"{ignored}, num_classes={num_classes}"
+        )
 
 
 def check_photometric(channels, dtype="uint8"):
@@ -216,29 +281,4 @@ def check_photometric(channels, dtype="uint8"):
             "An augmentation changes the colors of uint8 images with 1 or 3 channels "
             "only. For others, pass photometric=False to Augmentation. Received: "
             f"images of {channels} channels and dtype {dtype}"
-        )
-
-
-def _check_pair(image, mask, padding):
-    """Validate that an image and a mask belong together.
-
-    Raises:
-        ValueError: If one of them is not as described, or if the mask cannot hold the
-            id `padding`.
-    """
-    if image.dtype.kind not in "uif" or image.ndim != 3:
-        raise ValueError(
-            "`image` must hold numbers of shape (height, width, channels). Received: "
-            f"image of shape {image.shape} and dtype {image.dtype}"
-        )
-    if mask.dtype.kind not in "iu" or mask.shape != image.shape[:2] or not mask.size:
-        raise ValueError(
-            "`mask` must hold one integer class id for each pixel of the image. "
-            f"Received: mask of shape {mask.shape} and dtype {mask.dtype} for an image "
-            f"of shape {image.shape}"
-        )
-    if not np.iinfo(mask.dtype).min <= padding <= np.iinfo(mask.dtype).max:
-        raise ValueError(
-            "`mask` must be of a dtype that can hold the ignored id. Convert it with "
-            f"mask.astype('int32'). Received: {mask.dtype} for the id {padding}"
         )

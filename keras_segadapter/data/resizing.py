@@ -82,13 +82,41 @@ def crop_resized_image(image, size, corner, shape):
 
 def crop_resized_mask(mask, size, corner, shape):
     """Do the same to a mask `(H, W)`, of which the nearest pixels are taken."""
-    rows, columns = (
-        ((np.arange(start, start + length) + 0.5) * full / resized).astype(int)
-        for start, length, full, resized in zip(
-            corner, shape, mask.shape, size, strict=True
-        )
-    )
+    rows, columns = _nearest(mask.shape, size, corner, shape)
     return mask[rows][:, columns]
+
+
+def draw_pixel(mask, size, classes, rng):
+    """Draw a class that a resized mask holds, and then a pixel of it.
+
+    Args:
+        mask: Class ids `(H, W)`.
+        size: `(height, width)` that the mask is resized to.
+        classes: List of the classes to draw from.
+        rng: `np.random.Generator`.
+
+    Returns:
+        `(row, column)` of the pixel in the resized mask, or None if that holds none of
+        the classes.
+    """
+    rows, columns = _nearest(mask.shape, size, (0, 0), size)
+    # The first class found, in a random order, is any of them with equal probability.
+    for class_ in rng.permutation(classes).tolist():
+        y, x = np.nonzero(mask == class_)  # (N,)
+        kept = np.flatnonzero(np.isin(y, rows) & np.isin(x, columns))
+        if kept.size:
+            i = kept[rng.integers(kept.size)]
+            at = np.searchsorted(rows, y[i]), np.searchsorted(columns, x[i])
+            return np.array(at)
+    return None
+
+
+def _nearest(full, size, corner, shape):
+    """Return the rows and columns of a mask that a crop of the resized mask holds."""
+    return [
+        ((np.arange(start, start + length) + 0.5) * side / resized).astype(int)
+        for start, length, side, resized in zip(corner, shape, full, size, strict=True)
+    ]
 
 
 def _resize(array, size, resampling):
