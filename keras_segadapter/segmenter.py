@@ -53,6 +53,7 @@ from keras_segadapter.saving import (
     unknown_objects,
     write,
 )
+from keras_segadapter.training.balance import weigh_classes
 from keras_segadapter.training.optimizers import AdamW, with_loss_scale
 from keras_segadapter.training.resume import locked, prepare_fit
 from keras_segadapter.training.watch import (
@@ -438,7 +439,12 @@ class Segmenter(keras.Model):
                 kill or an error, goes on after the last epoch that was completed. Only
                 one process at a time can use a folder. Defaults to `None`.
             **kwargs: As in `keras.Model.fit`. `shuffle` defaults to `False` where `x`
-                is not an array, since a dataset has an order of its own.
+                is not an array, since a dataset has an order of its own. `class_weight`
+                may also be a list, or `"balanced"`: 1 / ln(1.02 + p) for a class with
+                the share p of the pixels (`balanced_class_weight(bounded=True)`),
+                counted in all masks of `x` first, which is printed. It sets the class
+                weights of each `SegmentationCrossentropy` until the next `compile`, in
+                validation and in saved files too.
 
         Returns:
             Keras' `History`, with loss, logits_loss, aux_loss, mIoU and their val_; the
@@ -454,8 +460,8 @@ class Segmenter(keras.Model):
                 (arrays, or the first batch of a PyDataset) hold ids outside the classes
                 or do not fit the images, if the loss becomes NaN, as it does where
                 other sources have ids outside the classes, if the masks are void
-                throughout, if `class_weight` is given, or if a backup does not fit the
-                model.
+                throughout, if class weights do not fit the classes or the loss, or if
+                a backup does not fit the model.
 
         Example: see `Segmenter`.
         """
@@ -470,6 +476,9 @@ class Segmenter(keras.Model):
         names = getattr(x, "class_names", None)
         if names is not None and len(names) == self.num_classes:
             self.name_classes(names, getattr(x, "colors", None))
+        class_weight = given.pop("class_weight", None)
+        if class_weight is not None and self.compiled:
+            weigh_classes(self, class_weight, x, y)
         with locked(backup):
             state = prepare_fit(self, given, backup)
             given["callbacks"].insert(0, KeepWeights())

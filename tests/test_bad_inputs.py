@@ -513,9 +513,9 @@ TABLE = {
         "must call `compile\\(\\)` before",
     ),
     "class_weight": (
-        lambda: fit(class_weight={0: 1.0}),
+        lambda: fit(class_weight={2: 1.0}),
         ValueError,
-        "SegmentationCrossentropy",
+        "classes \\[2\\]",
     ),
     "too_many_class_weights": (
         lambda: fit(compiled=dict(loss=ksa.SegmentationCrossentropy(255, [1, 2, 3]))),

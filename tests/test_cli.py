@@ -222,10 +222,11 @@ def test_resume_goes_on_and_keeps_the_history(trained, tmp_path, capsys):
 def test_crops_weights_freezing_and_tensorboard(trained, tmp_path, capsys):
     pytest.importorskip("tensorboard")
     flags = ("--crop", 32, 32, "--class-weights", "balanced", "--freeze")
+    flags += ("--rare-classes", 1, 2)
     flags += ("--no-adapters", "--tensorboard", tmp_path / "logs")
     assert run("train", trained / "data", *QUICK, *flags, "--out", tmp_path / "o") == 0
     printed = capsys.readouterr().out
-    assert len(re.search(r"class weights: (.*)", printed)[1].split(", ")) == 3
+    assert len(re.search(r"class weights, .* masks: (.*)", printed)[1].split(", ")) == 3
     model = keras.models.load_model(tmp_path / "o/model.keras")
     assert not model.adapters and not model.backbone.trainable
     weights = model.loss["logits"].class_weight
@@ -488,7 +489,7 @@ def test_a_dataset_of_tensorflow_datasets_trains(tmp_path, capsys):
         assert run("train", data, *sizes, *QUICK, "--out", out) == 0
         printed = capsys.readouterr().out
         assert run("evaluate", out / "best.keras", data, "--size", 32, 48) == 0
-    assert "validation mIoU: 0." in printed and "class weights: " in printed
+    assert "validation mIoU: 0." in printed and "the pixels of 6 masks: " in printed
     printed = capsys.readouterr().out
     assert "2 images" in printed and "background" in printed
 
@@ -609,6 +610,7 @@ def test_convnext_is_the_packages_own():
         pytest.param(
             "train . --crop 9 9 --augment", "Leave --augment out", id="augment"
         ),
+        pytest.param("train . --rare-classes 1", "Pass --crop or --aug", id="rare"),
         pytest.param(
             "train . --resume --overwrite", "Pass one", id="resume, overwrite"
         ),

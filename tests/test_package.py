@@ -95,6 +95,7 @@ READING_ORDER = [
     "training.schedules",
     "training.paper_optimizer",
     "training.watch",
+    "training.balance",
     "training.resume",
     "training.pictures",
     "training",

@@ -145,8 +145,16 @@ def _add_train(add):
     add(
         "--class-weights",
         choices=("balanced",),
-        help="balanced: weight classes in the loss by how rare their pixels are "
-        "(default: all pixels count the same)",
+        help="balanced: weight classes in the loss by how rare their pixels are, at "
+        "most 35 times as much as others (default: all pixels count the same)",
+    )
+    add(
+        "--rare-classes",
+        type=_integer(0),
+        nargs="+",
+        metavar="ID",
+        help="place half of the crops of images with these classes on one of them, "
+        "with --crop or --augment (default: at random)",
     )
     add(
         "--early-stopping",
@@ -359,6 +367,8 @@ def _check_train(args):
     error = args.parser.error
     if args.crop and args.augment:
         error("--crop augments by itself. Leave --augment out.")
+    if args.rare_classes and not (args.crop or args.augment):
+        error("--rare-classes places crops. Pass --crop or --augment too.")
     if args.resume and args.overwrite:
         error("--resume goes on with a training, --overwrite replaces it. Pass one.")
     if args.backbone == "small" and args.weights not in (None, "none"):

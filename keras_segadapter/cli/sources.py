@@ -4,8 +4,6 @@ import contextlib
 import io
 from pathlib import Path
 
-import numpy as np
-
 import keras_segadapter as ksa
 from keras_segadapter.data.opening import find_source
 from keras_segadapter.data.pairing import divide
@@ -124,16 +122,6 @@ def scenes(size=None, seed=0):
     images, masks = ksa.data.make_scenes(480, size=size or (96, 96), seed=seed)
     parts = slice(_TRAINING), slice(_TRAINING, None)
     return [(images[part], masks[part]) for part in parts]
-
-
-def count_pixels(batches, num_classes):
-    """Return the number of pixels per class in batches of images and masks."""
-    counts = np.zeros(num_classes, "int64")
-    for _, masks in batches:
-        ids = np.asarray(masks)
-        ids = ids[(ids >= 0) & (ids < num_classes)]
-        counts += np.bincount(ids, minlength=num_classes)
-    return counts
 
 
 def _places(args):

@@ -11,7 +11,6 @@ import keras_segadapter as ksa
 from keras_segadapter.cli.backbones import build_backbone
 from keras_segadapter.cli.record import BEST, Record
 from keras_segadapter.cli.sources import (
-    count_pixels,
     inspect_source,
     is_tfds,
     open_source,
@@ -29,12 +28,12 @@ def train(args):
     _check_folder(args)
     print(f"Keras {keras.__version__} on {keras.config.backend()}, {_device()}")
     keras.utils.set_random_seed(args.seed)
-    data, validation, num_classes, pixels = _load(args)
+    data, validation, num_classes = _load(args)
     model = _build(args, num_classes)
     arrays = isinstance(data, tuple)
     if args.data == "scenes":
         model.name_classes(ksa.data.SCENE_CLASSES)
-    _compile(args, model, data, pixels)
+    _compile(args, model, data)
 
     if args.overwrite:
         _clear(args.out)
@@ -60,6 +59,7 @@ def train(args):
         epochs=args.epochs,
         callbacks=callbacks,
         backup=args.out / "backup",
+        class_weight=args.class_weights,
         verbose=1 if sys.stdout.isatty() else 2,
     )
 
@@ -111,14 +111,11 @@ def _load(args):
     """Inspect and open the data.
 
     Returns:
-        Training data, validation data, the number of classes and, with --class-weights,
-        the number of training pixels per class.
+        Training data, validation data and the number of classes.
     """
     if args.data == "scenes":
         data, validation = scenes(args.size, args.seed)
-        num_classes = len(ksa.data.SCENE_CLASSES)
-        pixels = count_pixels([data], num_classes) if args.class_weights else None
-        return data, validation, num_classes, pixels
+        return data, validation, len(ksa.data.SCENE_CLASSES)
     sources = args.data, args.val or args.data
     splits = args.split or _default_splits(args)
     reports = _inspect(args, sources, splits)
@@ -131,12 +128,7 @@ def _load(args):
     options["image_size"] = args.size or args.crop
     data = open_source(args, sources[0], splits[0], **training)
     validation = open_source(args, sources[1], splits[1], **options)
-    pixels = None
-    if args.class_weights and is_tfds(args.data):
-        pixels = count_pixels(data, data.num_classes)
-    elif args.class_weights:
-        pixels = reports[0].class_pixels
-    return data, validation, data.num_classes, pixels
+    return data, validation, data.num_classes
 
 
 def _default_splits(args):
@@ -186,8 +178,9 @@ def _views(args, reports):
     Raises:
         ValueError: If they differ in size and no flag says what to do.
     """
+    rare = {"rare_classes": args.rare_classes}
     if args.crop:
-        return {"augmentation": ksa.data.Augmentation(args.crop, args.size)}
+        return {"augmentation": ksa.data.Augmentation(args.crop, args.size, **rare)}
     sizes = sorted({size for report in reports for size in report.sizes})  # (H, W)
     if args.size is None and len(sizes) > 1:
         raise ValueError(
@@ -196,7 +189,7 @@ def _views(args, reports):
         )
     if args.augment:
         size = args.size or sizes[0]
-        return {"augmentation": ksa.data.Augmentation(size, size)}
+        return {"augmentation": ksa.data.Augmentation(size, size, **rare)}
     return {"image_size": args.size}
 
 
@@ -222,7 +215,7 @@ def _build(args, num_classes):
     return model
 
 
-def _compile(args, model, data, pixels):
+def _compile(args, model, data):
     """Compile the model with warm-up and a cosine over all steps."""
     arrays = isinstance(data, tuple)
     batches = -(-len(data[0]) // args.batch) if arrays else len(data)
@@ -231,16 +224,8 @@ def _compile(args, model, data, pixels):
     schedule = keras.optimizers.schedules.CosineDecay(
         args.lr / 100, steps - warmup, warmup_target=args.lr, warmup_steps=warmup
     )
-    ignored = "auto" if args.ignore is None else args.ignore
-    loss = "auto"
-    if pixels is not None:
-        weights = ksa.balanced_class_weight(pixels)
-        shown = ", ".join(f"{weight:.3g}" for weight in weights)
-        print(f"class weights: {shown}")
-        loss = ksa.SegmentationCrossentropy(ignored, class_weight=weights)
     model.compile(
         ksa.AdamW(schedule),
-        loss,
-        ignore_class=ignored,
+        ignore_class="auto" if args.ignore is None else args.ignore,
         jit_compile={"on": True, "off": False, "auto": "auto"}[args.jit],
     )

@@ -19,3 +19,19 @@ def count_ids(mask):
     ids, places = np.unique(flat[starts], return_inverse=True)
     counts = np.bincount(places.ravel(), np.diff(np.append(starts, flat.size)))
     return dict(zip(ids.tolist(), counts.astype("int64").tolist(), strict=True))
+
+
+def count_classes(counts, num_classes):
+    """Return the number of pixels per class, int64 `(num_classes,)`, of several masks.
+
+    Args:
+        counts: Iterable of the dicts that `count_ids` returns. Ids that are none of the
+            classes are left out.
+        num_classes: Integer. Number of classes.
+    """
+    pixels = np.zeros(num_classes, "int64")
+    for ids in counts:
+        for id_, count in ids.items():
+            if 0 <= id_ < num_classes:
+                pixels[id_] += count
+    return pixels

@@ -1,10 +1,14 @@
 """Images and masks read from a folder on disk."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 
 from keras_segadapter.data.ahead import Readers
 from keras_segadapter.data.augmentation import check_augmentation
+from keras_segadapter.data.counting import count_classes, count_ids
+from keras_segadapter.data.disk import show_progress
 from keras_segadapter.data.epochs import epoch_order
 from keras_segadapter.data.label_table import LabelTable
 from keras_segadapter.data.reading import read_ids_and_colors, read_image
@@ -205,6 +209,17 @@ class FolderDataset(keras.utils.PyDataset):
                 )
         return np.stack(images), np.stack(masks)
 
+    def count_pixels(self):
+        """Return the number of pixels per class, int64 `(num_classes,)`, in all masks.
+
+        Masks are read at their own size, without augmentation; images are not read.
+        """
+        count = len(self.mask_paths)
+        with ThreadPoolExecutor(self.threads) as pool:
+            found = pool.map(lambda i: count_ids(self._read_mask(i)), range(count))
+            found = show_progress(found, count, "mask")
+            return count_classes(found, self.num_classes)
+
     def close(self):
         """End the threads or processes that read; the next batch starts new ones."""
         readers, self._readers = self._readers, None
@@ -239,12 +254,7 @@ class FolderDataset(keras.utils.PyDataset):
             ValueError: If one of the two files is faulty.
         """
         image = read_image(self.image_paths[i], self.channels)
-        path = self.mask_paths[i]
-        if hasattr(path, "read"):  # drawn from a COCO file
-            mask, colors = path.read(), None
-        else:
-            mask, colors = read_ids_and_colors(path, self._table.by_color)
-        classes = self._table.look_up(mask, path, colors)
+        path, classes = self.mask_paths[i], self._read_mask(i)
         size = image.shape[:2]
         if classes.shape != size:
             turned = (size[0] - size[1]) * (classes.shape[0] - classes.shape[1]) < 0
@@ -262,3 +272,15 @@ class FolderDataset(keras.utils.PyDataset):
                 )
             classes = resize_mask(classes, size)
         return image, classes
+
+    def _read_mask(self, i):
+        """Return the classes `(H, W)` in mask i, at its own size.
+
+        Raises:
+            ValueError: If the file is faulty.
+        """
+        path = self.mask_paths[i]
+        if hasattr(path, "read"):  # drawn from a COCO file
+            return self._table.look_up(path.read(), path, None)
+        mask, colors = read_ids_and_colors(path, self._table.by_color)
+        return self._table.look_up(mask, path, colors)

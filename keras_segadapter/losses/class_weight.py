@@ -4,23 +4,31 @@ import operator
 
 import numpy as np
 
-from keras_segadapter.validation import check_number
+from keras_segadapter.validation import check_boolean, check_number
 
 
-def balanced_class_weight(pixels):
-    """Return class weights that are inverse to how often each class occurs.
+def balanced_class_weight(pixels, bounded=False):
+    """Return class weights that are higher the less often a class occurs.
 
     A class that makes up the share p of N pixels among the P classes that occur weighs
-    1 / (P p), so that all of them have the same part in the loss. A class that does not
-    occur weighs 1.
+    1 / (P p), so that all of them have the same part in the loss; a class that does not
+    occur weighs 1. One of a few pixels can then outweigh all others. Where weights are
+    `bounded`, a class weighs 1 / ln(1.02 + p), from 1.4 to 50.5, which is the weight of
+    one that does not occur.
+
+    `Segmenter.fit(class_weight="balanced")` counts the pixels by itself, and uses the
+    bounded ones.
 
     Args:
         pixels: Integers `(K,)`. Number of pixels per class.
+        bounded: Boolean. Whether no class may weigh much more than others. Defaults to
+            `False`.
 
     Returns:
         List of K floats, for `SegmentationCrossentropy(class_weight=...)`.
 
     Raises:
+        TypeError: If `bounded` is neither True nor False.
         ValueError: If `pixels` are not one count per class, or are all 0.
 
     Example:
@@ -30,10 +38,13 @@ def balanced_class_weight(pixels):
 
     weights = ksa.balanced_class_weight([750, 250])
     print(weights)  # [0.666..., 2.0]
+    weights = ksa.balanced_class_weight([750, 250], bounded=True)
+    print(weights)  # [1.751..., 4.183...]
     loss = ksa.SegmentationCrossentropy(class_weight=weights)
     ```
 
-    Source: scikit-learn's `compute_class_weight("balanced")`.
+    Source: scikit-learn's `compute_class_weight("balanced")`; the bounded weights are
+    those of ENet (Paszke et al., 2016, arXiv:1606.02147, section 5.2).
     """
     counts = np.asarray(pixels)
     finite = counts.dtype.kind in "uif" and np.isfinite(counts).all()
@@ -42,6 +53,8 @@ def balanced_class_weight(pixels):
             "`pixels` must hold the number of pixels of each class, (num_classes,), "
             f"and not only zeros. Received: pixels={pixels!r}"
         )
+    if check_boolean("bounded", bounded):
+        return (1 / np.log(1.02 + counts / counts.sum())).tolist()
     occurring = np.count_nonzero(counts)
     weights = counts.sum() / (occurring * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 1.0).tolist()
@@ -59,9 +72,9 @@ def checked_class_weight(class_weight):
     if not isinstance(class_weight, (dict, list, tuple, np.ndarray)):
         raise TypeError(
             "`class_weight` must be a list of one weight per class, or a dict from "
-            "classes to weights. For balanced ones pass "
-            "keras_segadapter.balanced_class_weight(pixels_per_class). Received: "
-            f"class_weight={class_weight!r}"
+            "classes to weights. For balanced ones call fit(class_weight='balanced'), "
+            "or pass keras_segadapter.balanced_class_weight(pixels_per_class). "
+            f"Received: class_weight={class_weight!r}"
         )
     named = isinstance(class_weight, dict)
     weights = list(class_weight.values() if named else class_weight)

@@ -86,16 +86,9 @@ def prepare_fit(model, given, folder):
         The `Backup`, or None without a folder.
 
     Raises:
-        ValueError: If `class_weight` is given, if `validation_split` is given with a
-            backup, or if the backup can't be loaded.
+        ValueError: If `validation_split` is given with a backup, or if the backup can't
+            be loaded.
     """
-    if given.get("class_weight") is not None:
-        raise ValueError(
-            "Keras' `class_weight` does not work with masks. Call "
-            "compile(loss=keras_segadapter.SegmentationCrossentropy("
-            "class_weight=[one weight per class])) instead. Received: "
-            f"class_weight={given['class_weight']}"
-        )
     if given["y"] is None:
         given.setdefault("shuffle", False)
     callbacks = [StopOnNonsense(), *keras.tree.flatten(given.get("callbacks") or [])]
