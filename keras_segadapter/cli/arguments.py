@@ -1,7 +1,11 @@
 """The arguments of the command `segadapter`."""
 
 import argparse
+import platform
+import sys
 from pathlib import Path
+
+import keras
 
 from keras_segadapter.cli.sources import LABELS, check_sources, is_tfds
 from keras_segadapter.cli.texts import COMMANDS, DATA, DESCRIPTIONS, PROGRAM
@@ -26,8 +30,12 @@ def _build_parser():
         "allow_abbrev": False,
     }
     parser = argparse.ArgumentParser("segadapter", description=PROGRAM, **style)
-    version = f"keras_segadapter {__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=_versions(),
+        help="show what to name when you report a bug",
+    )
     parser.add_argument(
         "--traceback",
         action="store_true",
@@ -54,6 +62,16 @@ def _build_parser():
         add_arguments(command.add_argument)
         command.set_defaults(parser=command)
     return parser
+
+
+def _versions():
+    """Return the versions of the package, Keras, its backend and Python."""
+    backend = keras.config.backend()
+    version = sys.modules[backend].__version__  # imported by Keras
+    return (
+        f"keras_segadapter {__version__}, Keras {keras.__version__} on {backend} "
+        f"{version}, Python {platform.python_version()}"
+    )
 
 
 def _add_inspect(add):
