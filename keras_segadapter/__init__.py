@@ -37,6 +37,7 @@ from keras_segadapter.backbones import (
 from keras_segadapter.lora import enable_lora
 from keras_segadapter import data, visualization
 from keras_segadapter.losses import (
+    LovaszSoftmax,
     MaskLoss,
     SegmentationCrossentropy,
     balanced_class_weight,
@@ -107,6 +108,7 @@ __all__ = [
     "CostReport",
     "Evaluation",
     "HighOrderSpatialAttention",
+    "LovaszSoftmax",
     "MLPHead",
     "MaskLoss",
     "MeanIoU",

@@ -41,7 +41,6 @@ from keras_segadapter.inference.threads import (
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.lora import LoraState, lora_settings, restore_lora
-from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.resized import build_losses, fit_loss
 from keras_segadapter.metrics import MeanIoU, fit_metric
 from keras_segadapter.saving import (
@@ -302,8 +301,11 @@ class Segmenter(keras.Model):
             optimizer: As in Keras; `"auto"` for `keras_segadapter.AdamW()`. Defaults to
                 `"auto"`.
             loss: One loss for all outputs, or a dict by output ("logits", "aux"; with
-                `aux="per_stage"` "aux_s4" and so on); `"auto"` for
-                `SegmentationCrossentropy(ignore_class)`; None for none. Defaults to
+                `aux="per_stage"` "aux_s4" and so on); `"auto"` or "crossentropy" for
+                `SegmentationCrossentropy(ignore_class)`; "ohem" for that of hard pixels
+                (`ohem_threshold=0.7`); "lovasz" for `LovaszSoftmax(ignore_class)`;
+                "dice" for Dice over the batch, averaged over the classes that occur in
+                it; a sum of these, as "crossentropy+dice"; None for none. Defaults to
                 `"auto"`.
             loss_weights: Dict by output. Defaults to 1 for the logits and `aux_weight`
                 for each auxiliary output; with a dict of losses to 1, as in Keras.
@@ -311,9 +313,9 @@ class Segmenter(keras.Model):
                 `MeanIoU(num_classes, ignore_class)`; None for none. Defaults to
                 `"auto"`.
             ignore_class: Integer, list of integers, or None. Ids of void pixels, for
-                the loss and metrics of `"auto"` and for Keras' own metrics; a loss that
-                is passed has its own. Defaults to `"auto"`: 255 where that is not a
-                class, that is, up to 255 classes.
+                the loss and metrics of `"auto"`, for losses by name and for Keras' own
+                metrics; a loss that is passed has its own. Defaults to `"auto"`: 255
+                where that is not a class, that is, up to 255 classes.
             aux_weight: Number of at least 0. Weight lambda of the auxiliary loss
                 (paper, section 2). Defaults to `0.4`.
             jit_compile: As in Keras: True for XLA (`torch.compile` on torch). Defaults
@@ -355,7 +357,7 @@ class Segmenter(keras.Model):
         if is_auto(optimizer):
             optimizer = AdamW()
         if is_auto(loss):
-            loss = SegmentationCrossentropy(ids)
+            loss = "crossentropy"
         if is_auto(metrics):
             metrics = MeanIoU(self.num_classes, ids)
         if not isinstance(metrics, (list, tuple, dict, type(None))):
@@ -365,7 +367,9 @@ class Segmenter(keras.Model):
             if loss_weights is None:
                 loss_weights = {**dict.fromkeys(names, aux_weight), "logits": 1.0}
         if loss is not None:
-            loss = {key: fit_loss(each, self.num_classes) for key, each in loss.items()}
+            loss = {
+                key: fit_loss(each, self.num_classes, ids) for key, each in loss.items()
+            }
             if isinstance(loss_weights, dict):
                 loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
         by_loss = _ignored_by(loss, self.num_classes)

@@ -319,7 +319,7 @@ TABLE = {
             "takes one-hot masks.*to keras_segadapter.MaskLoss",
         )
         for name, loss in {
-            "by_name": "dice",
+            "by_name": "tversky",
             "function": keras.losses.tversky,
             "instance": keras.losses.CategoricalFocalCrossentropy(),
             "by_output": {"aux": keras.losses.CategoricalCrossentropy(True)},

@@ -95,6 +95,9 @@ def test_config_and_serialization():
         "reduction": "mean",
         "ignore_class": [254, 255],
         "class_weight": [1, 2, 0.5, 3],
+        "label_smoothing": 0.0,
+        "ohem_threshold": None,
+        "ohem_min_kept": 1 / 16,
     }
 
 
@@ -183,6 +186,7 @@ def test_config_and_serialization_of_a_mix():
         "losses",
         "weights",
         "ignore_class",
+        "classes",
     }
     assert (copy.name, copy.weights) == ("mixed", [1.0, 2.0, 3.0, 4.0, 0.5])
     assert float(copy(*batch())) == float(loss(*batch()))

@@ -60,3 +60,34 @@ def integer_labels(y_true, y_pred):
         whole = ops.equal(labels, ops.floor(labels))
         labels = ops.where(whole, labels, FRACTION)
     return ops.cast(labels, "int32")
+
+
+def read_labels(y_true, y_pred, ignore_class):
+    """Read masks of class ids for a loss of regions.
+
+    Returns:
+        Labels that are all classes, int32 `(B, H, W)`; which pixels count, bool
+        `(B, H, W)`; and a factor for the loss: 1.0, or NaN if a pixel that counts is of
+        no class, or 0.0 if none counts.
+    """
+    labels, num_classes = integer_labels(y_true, y_pred), y_pred.shape[-1]
+    counted = counted_pixels(labels, ignored_ids(ignore_class, num_classes))
+    known = ops.logical_and(labels >= 0, labels < num_classes)
+    wrong = ops.any(ops.logical_and(counted, ops.logical_not(known)))
+    factor = ops.where(wrong, float("nan"), ops.cast(ops.any(counted), "float32"))
+    return ops.where(known, labels, 0), counted, factor
+
+
+def refuse_sample_weight(loss, sample_weight):
+    """Validate that a loss of regions gets no weights of samples.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if sample_weight is not None:
+        raise ValueError(
+            f"{type(loss).__name__} takes no `sample_weight`: it compares regions, not "
+            "pixels. Mark pixels that do not count with an id of `ignore_class`, or "
+            "use SegmentationCrossentropy. Received: "
+            f"sample_weight={sample_weight!r}"
+        )

@@ -4,37 +4,20 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
+from keras_segadapter.losses.accepted import (
+    OF_IDS,
+    OF_REGIONS,
+    check_loss,
+    swaps_coefficients,
+)
 from keras_segadapter.losses.labels import (
     check_reduction,
-    counted_pixels,
     deferred_ids,
-    integer_labels,
+    read_labels,
+    refuse_sample_weight,
 )
 from keras_segadapter.losses.tiles import resized_whole
-from keras_segadapter.validation import (
-    check_config,
-    check_positive,
-    ignored_ids,
-    is_auto,
-)
-
-# They compare regions; all others that are accepted give one value per pixel.
-OF_REGIONS = (keras.losses.Dice, keras.losses.Tversky)
-WITHOUT_ONE_HOT = (
-    keras.losses.SparseCategoricalCrossentropy,
-    keras.losses.CategoricalGeneralizedCrossEntropy,
-)
-
-ONE_HOT = (
-    *OF_REGIONS,
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.CategoricalFocalCrossentropy,
-    keras.losses.dice,
-    keras.losses.tversky,
-    keras.losses.categorical_crossentropy,
-    keras.losses.categorical_focal_crossentropy,
-)
+from keras_segadapter.validation import check_config, check_positive
 
 
 @keras.saving.register_keras_serializable("keras_segadapter")
@@ -55,12 +38,15 @@ class MaskLoss(keras.losses.Loss):
       1 minus the mean probability of the true class, which does not help rare classes.
     - There, a class that is absent (from the batch, or the image) costs 1 whatever is
       predicted, and gives no gradient. Where only few of many classes are in sight, the
-      loss stays high and its gradients small: mix it with a cross-entropy.
-    - Keras' `Tversky` weighs missed pixels by `alpha`, wrongly found ones by `beta`.
+      loss stays high and its gradients small: `classes="present"` leaves absent classes
+      out of the mean.
+    - `Tversky` weighs missed pixels by `alpha`, wrongly found ones by `beta`, as in
+      Keras up to 3.15. Keras 3.16 has them the other way round, and here they keep
+      their meaning; a printed line says so.
 
-    `SegmentationCrossentropy` can be in the mix like any other loss. A batch of void
-    pixels only gives 0. An id that is neither a class nor ignored makes the loss NaN.
-    Logits smaller than the mask are resized to it first (bilinear).
+    `SegmentationCrossentropy` and `LovaszSoftmax` can be in the mix like any other
+    loss. A batch of void pixels only gives 0. An id that is neither a class nor ignored
+    makes the loss NaN. Logits smaller than the mask are resized to it first (bilinear).
 
     Args:
         losses: A `keras.losses.Loss` or a list of them.
@@ -68,6 +54,8 @@ class MaskLoss(keras.losses.Loss):
             `None`.
         ignore_class: Integer, list of integers, or None. Ids of void pixels. Defaults
             to `"auto"`: 255 where that is not a class, that is, up to 255 classes.
+        classes: "all" or "present". Which classes' `Dice` and `Tversky` are averaged:
+            of all, or of those that occur where they are compared. Defaults to `"all"`.
         name: String. Name of the loss. Defaults to `"mask_loss"`.
         **kwargs: `dtype`, as in `keras.losses.Loss`.
 
@@ -80,7 +68,8 @@ class MaskLoss(keras.losses.Loss):
             neither None, an integer nor a list of integers.
         ValueError: If a loss takes class ids, has a reduction other than a mean,
             compares regions without height and width, has other ignored ids, or gives
-            no value per pixel; if the weights do not fit; if `sample_weight` is given.
+            no value per pixel; if the weights do not fit; if `classes` is neither "all"
+            nor "present"; if `sample_weight` is given.
 
     Example:
 
@@ -99,14 +88,20 @@ class MaskLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self, losses, weights=None, ignore_class="auto", name="mask_loss", **kwargs
+        self,
+        losses,
+        weights=None,
+        ignore_class="auto",
+        classes="all",
+        name="mask_loss",
+        **kwargs,
     ):
         check_reduction(self, kwargs.setdefault("reduction", "sum_over_batch_size"))
         super().__init__(name=name, **kwargs)
         self.ignore_class = deferred_ids(ignore_class)
         self.losses = list(losses) if isinstance(losses, (list, tuple)) else [losses]
         for loss in self.losses:
-            _check_loss(loss, self.ignore_class)
+            check_loss(loss, self.ignore_class)
         weights = [1.0] * len(self.losses) if weights is None else weights
         numbers = isinstance(weights, (list, tuple, np.ndarray))
         if not self.losses or not numbers or len(weights) != len(self.losses):
@@ -118,39 +113,44 @@ class MaskLoss(keras.losses.Loss):
         self.weights = [
             check_positive(f"weights[{i}]", weight) for i, weight in enumerate(weights)
         ]
+        if classes not in ("all", "present"):
+            raise ValueError(
+                '`classes` must be "all", or "present" to leave absent classes out. '
+                f"Received: classes={classes!r}"
+            )
+        self.classes = classes
+        self._swapped = [swaps_coefficients(loss) for loss in self.losses]
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        if sample_weight is not None:
-            raise ValueError(
-                "MaskLoss takes no `sample_weight`: Dice and Tversky compare regions, "
-                "not pixels. Mark pixels that do not count with an id of "
-                "`ignore_class`, or use SegmentationCrossentropy. Received: "
-                f"sample_weight={sample_weight!r}"
-            )
+        refuse_sample_weight(self, sample_weight)
         return super().__call__(y_true, y_pred)
 
     def call(self, y_true, y_pred):
-        labels = integer_labels(y_true, y_pred)  # (B, H, W)
+        labels, counted, factor = read_labels(y_true, y_pred, self.ignore_class)
         logits = resized_whole(y_pred, labels)  # (B, H, W, K)
-        ignored = ignored_ids(self.ignore_class, logits.shape[-1])
-        counted = counted_pixels(labels, ignored)  # (B, H, W)
-        known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
-        wrong = ops.any(ops.logical_and(counted, ops.logical_not(known)))
-        truth = ops.one_hot(
-            ops.where(known, labels, 0), logits.shape[-1], dtype="float32"
-        )  # (B, H, W, K)
+        truth = ops.one_hot(labels, logits.shape[-1], dtype="float32")  # (B, H, W, K)
         total = 0.0
-        for loss, weight in zip(self.losses, self.weights, strict=True):
-            if isinstance(loss, SegmentationCrossentropy):
-                value = ops.mean(loss.call(labels, y_pred))
+        for loss, weight, swapped in zip(
+            self.losses, self.weights, self._swapped, strict=True
+        ):
+            if isinstance(loss, OF_IDS):
+                value = ops.mean(loss.call(y_true, y_pred))
             elif isinstance(loss, OF_REGIONS):
-                value = _mean_of_regions(loss, truth, logits, counted)
+                parts = _regions(truth, logits, counted)
+                # Both change places together: it is symmetric in all four.
+                values = loss.call(*(reversed(parts) if swapped else parts))
+                value = self._mean_of_classes(values, parts[0], loss.axis)
             else:
                 value = _mean_of_pixels(loss, truth, logits, counted)
             total = total + weight * value
-        factor = ops.where(wrong, float("nan"), ops.cast(ops.any(counted), "float32"))
         # (1,): Keras scales no bare number for tf.distribute.
         return ops.reshape(total * factor, (1,))
+
+    def _mean_of_classes(self, values, truth, axis):
+        if self.classes == "all":
+            return ops.mean(values)
+        present = ops.cast(ops.any(truth > 0, axis=axis), "float32")
+        return ops.sum(values * present) / ops.maximum(ops.sum(present), 1.0)
 
     def get_config(self):
         config = super().get_config()
@@ -158,6 +158,7 @@ class MaskLoss(keras.losses.Loss):
             losses=[keras.losses.serialize(loss) for loss in self.losses],
             weights=self.weights,
             ignore_class=self.ignore_class,
+            classes=self.classes,
         )
         return config
 
@@ -168,12 +169,11 @@ class MaskLoss(keras.losses.Loss):
         return cls(**{**config, "losses": losses})
 
 
-def _mean_of_regions(loss, truth, logits, counted):
-    """Compute Dice or Tversky, with void pixels adding nothing to any sum."""
+def _regions(truth, logits, counted):
+    """Return one-hot masks and probabilities that void pixels add nothing to."""
     inside = counted[..., None]  # (B, H, W, 1)
     shares = ops.softmax(logits)  # (B, H, W, K)
-    truth, shares = (ops.where(inside, part, 0.0) for part in (truth, shares))
-    return ops.mean(loss.call(truth, shares))
+    return [ops.where(inside, part, 0.0) for part in (truth, shares)]
 
 
 def _mean_of_pixels(loss, truth, logits, counted):
@@ -191,42 +191,3 @@ def _mean_of_pixels(loss, truth, logits, counted):
         )
     pixels = ops.maximum(ops.sum(ops.cast(counted, "float32")), 1.0)
     return ops.sum(ops.where(counted, values, 0.0)) / pixels
-
-
-def _check_loss(loss, ignored):
-    """Validate that a loss means on one-hot masks what it says.
-
-    Raises:
-        TypeError: If it is not a `keras.losses.Loss`.
-        ValueError: If it does not take one-hot masks, has another reduction, ignores
-            other ids, or compares regions without height and width.
-    """
-    if not isinstance(loss, keras.losses.Loss):
-        raise TypeError(
-            "MaskLoss takes losses such as keras.losses.Dice(axis=(0, 1, 2)), not "
-            f"names or functions. Received: losses=[..., {loss!r}, ...]"
-        )
-    if isinstance(loss, WITHOUT_ONE_HOT):
-        raise ValueError(
-            f"MaskLoss gives one-hot masks, but {type(loss).__name__} takes class ids. "
-            "Use keras_segadapter.SegmentationCrossentropy, "
-            "keras.losses.CategoricalCrossentropy(from_logits=True) or another loss. "
-            f"Received: losses=[..., {loss!r}, ...]"
-        )
-    check_reduction(loss, loss.reduction)
-    ids = [ignored, getattr(loss, "ignore_class", ignored)]
-    mixed = [[255] if is_auto(each) else each for each in ids]
-    if isinstance(loss, SegmentationCrossentropy) and mixed[0] != mixed[1]:
-        raise ValueError(
-            "All losses of a mix must ignore the same ids. Received: "
-            f"MaskLoss(ignore_class={ignored}) of "
-            f"SegmentationCrossentropy(ignore_class={loss.ignore_class})"
-        )
-    if isinstance(loss, OF_REGIONS) and loss.axis is not None:
-        axes = [loss.axis] if isinstance(loss.axis, int) else loss.axis
-        if not {1, 2} <= {axis % 4 for axis in axes}:
-            raise ValueError(
-                f"{type(loss).__name__} compares regions: its `axis` must contain "
-                "height and width, (1, 2) for each image separately or (0, 1, 2) for "
-                f"the batch as a whole. Received: axis={loss.axis}"
-            )

@@ -4,8 +4,10 @@ import keras
 from keras import ops
 
 from keras_segadapter.layers.native import on_tensorflow
+from keras_segadapter.losses.accepted import OF_IDS, ONE_HOT
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
-from keras_segadapter.losses.mask_loss import ONE_HOT, MaskLoss
+from keras_segadapter.losses.mask_loss import MaskLoss
+from keras_segadapter.losses.named import LOSSES, is_loss_name, named_loss
 from keras_segadapter.losses.tiles import resized_whole
 
 
@@ -44,32 +46,36 @@ class ResizedLoss(keras.losses.Loss):
         return cls(**{**config, "loss": loss})
 
 
-def fit_loss(loss, num_classes):
+def fit_loss(loss, num_classes, ignore_class="auto"):
     """Return a loss that takes a mask of ids and a segmenter's scores.
 
     Args:
-        loss: A loss as `keras.Model.compile` takes it, or None.
+        loss: A loss as `keras.Model.compile` takes it, a name of one of this package,
+            or None.
         num_classes: Integer. Number of classes K.
+        ignore_class: Ids of void pixels, for a loss by name.
 
     Raises:
         ValueError: If it is no loss, if its class weights do not fit the classes, or if
             it is one of Keras' losses that takes one-hot masks, probabilities or
             values; the message names the loss to use.
     """
+    if is_loss_name(loss):
+        return named_loss(loss, ignore_class)
     try:
         named = keras.losses.get(loss)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "`loss` must be a keras.losses.Loss of class ids and logits, a function of "
-            "(y_true, y_pred), or a dict of them by output. Leave it out for "
-            f"keras_segadapter.SegmentationCrossentropy. Received: loss={loss!r}"
+            "(y_true, y_pred), a dict of them by output, or a name: "
+            f"{', '.join(LOSSES)}, or a sum of them such as crossentropy+dice. Leave "
+            "it out for keras_segadapter.SegmentationCrossentropy. Received: "
+            f"loss={loss!r}"
         ) from error
     for part in [named, *getattr(named, "losses", ())]:
         if isinstance(part, SegmentationCrossentropy):
             part.check_class_weight(num_classes)
-    if named is None or isinstance(
-        named, (SegmentationCrossentropy, MaskLoss, ResizedLoss)
-    ):
+    if named is None or isinstance(named, (*OF_IDS, MaskLoss, ResizedLoss)):
         return named
     if not is_of_keras(named) or (
         isinstance(named, keras.losses.SparseCategoricalCrossentropy)

@@ -15,32 +15,37 @@ from keras_segadapter.layers.native import resize_bilinear
 TILE = 64  # pixels of the mask per side
 
 
-def resized_crossentropy(labels, weights, scores):
+def resized_crossentropy(labels, weights, scores, label_smoothing=0.0):
     """Return the sum of `weights * cross-entropy(labels, resized scores)`.
 
     Args:
         labels: Class ids `(B, H, W)`, all of them classes.
         weights: float32 `(B, H, W)`.
         scores: float32 `(B, h, w, K)`; the only argument with a gradient.
+        label_smoothing: Share of each label that is spread over all classes.
     """
     if not _to_resize(labels, scores):
-        losses = keras.losses.sparse_categorical_crossentropy(
-            labels, scores, from_logits=True
-        )  # (B, H, W)
+        if label_smoothing:
+            truth = ops.one_hot(labels, scores.shape[-1], dtype="float32")
+            losses = keras.losses.categorical_crossentropy(
+                truth, scores, from_logits=True, label_smoothing=label_smoothing
+            )  # (B, H, W)
+        else:
+            losses = _crossentropy(labels, scores)  # (B, H, W)
         return ops.sum(losses * weights)
     batch, height, width, classes = ops.shape(scores)
     pixels, inside, *resize = cut(labels, scores)
     truths, weights = at_pixels(labels, pixels), at_pixels(weights, pixels)
     weights = weights * inside[:, None]
-    # one_hot's values, which PyTorch makes by way of int64.
-    one_hot = ops.eye(classes)
+    # The rows of one_hot, which PyTorch makes by way of int64.
+    table = ops.eye(classes) * (1.0 - label_smoothing) + label_smoothing / classes
 
     @ops.custom_gradient
     def total(scores):
         def of_tile(given):
             truth, weight, cells, down, across = given
             logits = resized(scores, cells, down, across)  # (B, R*C, K)
-            truth, weight = ops.take(one_hot, truth, axis=0), weight[..., None]
+            truth, weight = ops.take(table, truth, axis=0), weight[..., None]
             largest = ops.max(logits, axis=-1, keepdims=True)
             powers = ops.exp(logits - largest)
             sums = ops.sum(powers, axis=-1, keepdims=True)
@@ -66,6 +71,32 @@ def resized_crossentropy(labels, weights, scores):
         return ops.sum(losses), backward
 
     return total(scores)
+
+
+def crossentropy_map(labels, scores):
+    """Return the cross-entropy `(B, H, W)` of each pixel, without a gradient.
+
+    Args:
+        labels: Class ids `(B, H, W)`, all of them classes.
+        scores: float32 `(B, h, w, K)`.
+    """
+    scores = ops.stop_gradient(scores)
+    if not _to_resize(labels, scores):
+        return _crossentropy(labels, scores)
+    pixels, _, *resize = cut(labels, scores)
+
+    def of_tile(given):
+        truth, *resize = given
+        return _crossentropy(truth, resized(scores, *resize))  # (B, R*C)
+
+    values = ops.map(of_tile, (at_pixels(labels, pixels), *resize))  # (T, B, R*C)
+    return joined_tiles(values, labels, *resize[1:])
+
+
+def _crossentropy(labels, logits):
+    return keras.losses.sparse_categorical_crossentropy(
+        labels, logits, from_logits=True
+    )
 
 
 def resized_argmax(labels, scores):
@@ -169,6 +200,17 @@ def at_pixels(maps, pixels):
     batch, height, width = ops.shape(maps)
     maps = ops.reshape(maps, (batch, height * width))
     return ops.transpose(ops.take(maps, pixels, axis=1), (1, 0, 2))  # (T, B, P)
+
+
+def joined_tiles(values, labels, down, across):
+    """Return values of tiles `(T, B, R*C)` as maps `(B, H, W)`, like the labels'."""
+    batch, height, width = ops.shape(labels)
+    columns, rows = divided(width, TILE), divided(height, TILE)
+    tile_rows, tile_columns = ops.shape(down)[1], ops.shape(across)[1]
+    values = ops.reshape(values, (rows, columns, batch, tile_rows, tile_columns))
+    values = ops.transpose(values, (2, 0, 3, 1, 4))  # (B, rows, R, columns, C)
+    sides = rows * tile_rows, columns * tile_columns
+    return ops.reshape(values, (batch, *sides))[:, :height, :width]
 
 
 def resized(scores, cells, down, across):

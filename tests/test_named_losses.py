@@ -1,0 +1,151 @@
+"""Tests of losses by name, of absent classes in Dice, and of Tversky's coefficients."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from conftest import EAGER
+from gradients import check_gradient
+
+import keras_segadapter as ksa
+from keras_segadapter.losses.resized import fit_loss
+
+CLASSES = 5
+
+
+class TverskyOfOtherKeras(keras.losses.Tversky):
+    """Keras' loss with alpha and beta swapped, as between Keras 3.15 and 3.16."""
+
+    def call(self, y_true, y_pred):
+        return super().call(y_pred, y_true)
+
+
+def batch():
+    """Return masks without classes 2 and 4, image 0 without class 3, and logits."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 2, (2, 3, 4, CLASSES)).astype("float32")
+    labels = rng.choice([0, 1, 3, 77], (2, 11, 9)).astype("uint8")
+    labels[0, labels[0] == 3] = 0
+    return labels, scores
+
+
+def tversky(axis, alpha=0.5, beta=0.5):
+    """Return the equation of Tversky, of the classes that occur."""
+
+    def compute(masks, logits):
+        shares = np.exp(logits)
+        shares = shares / shares.sum(-1, keepdims=True) * (masks != 77)[..., None]
+        truth = np.eye(256)[masks][..., :CLASSES]
+        hits, size = (truth * shares).sum(axis), truth.sum(axis)
+        missed, wrong = size - hits, shares.sum(axis) - hits
+        return np.mean((1 - hits / (hits + alpha * missed + beta * wrong))[size > 0])
+
+    return compute
+
+
+# Contract
+
+
+NAMES = {
+    "crossentropy": lambda ids: ksa.SegmentationCrossentropy(ids),
+    "ohem": lambda ids: ksa.SegmentationCrossentropy(ids, ohem_threshold=0.7),
+    "lovasz": lambda ids: ksa.LovaszSoftmax(ids),
+    "dice": lambda ids: ksa.MaskLoss(
+        keras.losses.Dice(axis=(0, 1, 2)), ignore_class=ids, classes="present"
+    ),
+    "crossentropy+dice": lambda ids: ksa.MaskLoss(
+        [ksa.SegmentationCrossentropy(ids), keras.losses.Dice(axis=(0, 1, 2))],
+        ignore_class=ids,
+        classes="present",
+    ),
+    "ohem+lovasz": lambda ids: ksa.MaskLoss(
+        [
+            ksa.SegmentationCrossentropy(ids, ohem_threshold=0.7),
+            ksa.LovaszSoftmax(ids),
+        ],
+        ignore_class=ids,
+        classes="present",
+    ),
+}
+
+
+def test_names_stand_for_losses():
+    labels, scores = batch()
+    for name, make in NAMES.items():
+        found, expected = fit_loss(name, CLASSES, [77, 255]), make([77, 255])
+        assert type(found) is type(expected)
+        assert float(found(labels, scores)) == float(expected(labels, scores))
+
+
+def test_a_segmenter_trains_on_losses_by_name_and_is_saved(tiny_backbone, tmp_path):
+    model = ksa.build_segmenter(tiny_backbone([4]), CLASSES)
+    losses = {"logits": "ohem+lovasz", "aux": "dice"}
+    model.compile(loss=losses, ignore_class=[77, 255], run_eagerly=EAGER)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), "uint8")
+    masks = images[..., 0] % CLASSES
+    masks[0, :3] = 77
+    assert np.isfinite(model.fit(images, masks, verbose=0).history["loss"][0])
+    model.save(tmp_path / "x.keras")
+    loaded = keras.saving.load_model(tmp_path / "x.keras")
+    logits = model.predict_on_batch(images)
+    for output, name in losses.items():
+        expected = float(NAMES[name]([77, 255])(masks, logits))
+        for each in (model, loaded):
+            assert float(each.loss[output](masks, logits)) == expected
+
+
+@pytest.mark.parametrize("name", ["foo", "crossentropy+foo", "", "dice+"])
+def test_unknown_names_raise(name):
+    known = rf"crossentropy, ohem, lovasz, dice.*loss='{re.escape(name)}'"
+    with pytest.raises(ValueError, match=known):
+        fit_loss(name, CLASSES)
+
+
+def test_configs_without_classes_are_of_all():
+    loss = ksa.MaskLoss(keras.losses.Dice(axis=(1, 2)), classes="present")
+    config = loss.get_config()
+    assert ksa.MaskLoss.from_config(config).classes == config.pop("classes")
+    assert ksa.MaskLoss.from_config(config).classes == "all"
+    with pytest.raises(ValueError, match=r"`classes` must be .*classes='absent'"):
+        ksa.MaskLoss(keras.losses.Dice(axis=(1, 2)), classes="absent")
+
+
+# Meaning
+
+
+@pytest.mark.parametrize("axis", [(0, 1, 2), (1, 2)])
+def test_absent_classes_are_left_out(axis):
+    dice = ksa.MaskLoss(
+        keras.losses.Dice(axis=axis), ignore_class=77, classes="present"
+    )
+    check_gradient(dice, tversky(axis), *batch())
+
+
+@pytest.mark.parametrize("kind", [keras.losses.Tversky, TverskyOfOtherKeras])
+def test_alpha_weighs_missed_pixels_whatever_keras_does(kind, capsys):
+    axis = (0, 1, 2)
+    loss = kind(alpha=0.8, beta=0.1, axis=axis)
+    mixed = ksa.MaskLoss(loss, ignore_class=77, classes="present")
+    check_gradient(mixed, tversky(axis, 0.8, 0.1), *batch())
+    # What the loss does by itself, on one pixel that is found and one that is missed.
+    alone = float(loss(np.ones((1, 2, 1, 1)), np.eye(2)[None, :, :1, None]))
+    swapped = alone == pytest.approx(1 - 1 / 1.1, rel=1e-5)
+    assert swapped != (alone == pytest.approx(1 - 1 / 1.8, rel=1e-5))
+    assert ("alpha of Tversky weighs missed" in capsys.readouterr().out) == swapped
+
+
+def test_tversky_is_swapped_in_one_of_both_only(capsys):
+    for kind in (keras.losses.Tversky, TverskyOfOtherKeras):
+        ksa.MaskLoss(kind(alpha=0.8, beta=0.1, axis=(1, 2)))
+        ksa.MaskLoss(kind(axis=(1, 2)))  # equal coefficients need nothing
+    assert capsys.readouterr().out.count("Tversky") == 1
+
+
+# Edges
+
+
+def test_a_batch_of_void_is_zero():
+    labels, scores = batch()
+    for make in NAMES.values():
+        assert float(make(77)(np.full_like(labels, 77), scores)) == 0
