@@ -10,6 +10,7 @@ import keras
 from keras_segadapter.cli.sources import LABELS, check_sources, is_tfds
 from keras_segadapter.cli.texts import COMMANDS, DATA, DESCRIPTIONS, PROGRAM
 from keras_segadapter.data.layouts import LAYOUTS
+from keras_segadapter.losses.named import LOSSES, is_loss_name
 from keras_segadapter.version import __version__
 
 
@@ -159,6 +160,14 @@ def _add_train(add):
         metavar="RATE",
         help="highest learning rate; it rises for a tenth of the steps and then falls "
         "to 0 (default: 0.002)",
+    )
+    add(
+        "--loss",
+        type=_loss,
+        default="crossentropy",
+        metavar="NAME",
+        help="crossentropy (default); ohem, that of hard pixels; lovasz; dice; or a "
+        "sum, such as crossentropy+dice",
     )
     add(
         "--class-weights",
@@ -405,6 +414,15 @@ def _integer(least):
         return int(text)
 
     return integer
+
+
+def _loss(text):
+    if not is_loss_name(text):
+        raise argparse.ArgumentTypeError(
+            f"must be {', '.join(LOSSES)}, or a sum such as crossentropy+dice, not "
+            f"{text}"
+        )
+    return text
 
 
 def _positive(text):

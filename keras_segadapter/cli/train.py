@@ -226,6 +226,7 @@ def _compile(args, model, data):
     )
     model.compile(
         ksa.AdamW(schedule),
+        args.loss,
         ignore_class="auto" if args.ignore is None else args.ignore,
         jit_compile={"on": True, "off": False, "auto": "auto"}[args.jit],
     )
