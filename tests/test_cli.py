@@ -222,15 +222,16 @@ def test_resume_goes_on_and_keeps_the_history(trained, tmp_path, capsys):
 def test_crops_weights_freezing_and_tensorboard(trained, tmp_path, capsys):
     pytest.importorskip("tensorboard")
     flags = ("--crop", 32, 32, "--class-weights", "balanced", "--freeze")
-    flags += ("--rare-classes", 1, 2)
+    flags += ("--rare-classes", 1, 2, "--loss", "ohem+dice")
     flags += ("--no-adapters", "--tensorboard", tmp_path / "logs")
     assert run("train", trained / "data", *QUICK, *flags, "--out", tmp_path / "o") == 0
     printed = capsys.readouterr().out
     assert len(re.search(r"class weights, .* masks: (.*)", printed)[1].split(", ")) == 3
     model = keras.models.load_model(tmp_path / "o/model.keras")
     assert not model.adapters and not model.backbone.trainable
-    weights = model.loss["logits"].class_weight
-    assert np.mean(weights) != 1 and len(weights) == 3
+    mined, _ = model.loss["logits"].losses
+    assert mined.ohem_threshold == 0.7
+    assert np.mean(mined.class_weight) != 1 and len(mined.class_weight) == 3
     assert [*(tmp_path / "logs").rglob("events*")]
 
 
@@ -603,6 +604,7 @@ def test_convnext_is_the_packages_own():
             "train tfds:pets", "Pass --size or --crop", id="tfds without size"
         ),
         pytest.param("train . --layout other", "invalid choice", id="layout"),
+        pytest.param("train . --loss dice+focal", "or a sum such as", id="loss"),
         pytest.param("train . --labels none", "must be a file or one of", id="labels"),
         pytest.param(
             "train . --labels binary --classes 2", "Leave --classes out", id="both"
