@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_segadapter.losses.crossentropy import SegmentationCrossentropy
 from keras_segadapter.losses.labels import check_reduction
@@ -71,16 +70,15 @@ def check_loss(loss, ignored):
 def swaps_coefficients(loss):
     """Return whether a loss is a Tversky whose `alpha` weighs wrongly found pixels.
 
-    It does from Keras 3.16 on. One pixel is found here and one missed, so that the loss
-    is 1 - 1 / (1 + the weight of missed pixels).
+    It does from Keras 3.16 on.
     """
     if not isinstance(loss, keras.losses.Tversky):
         return False
-    truth, shares = np.ones((1, 1, 2, 1)), np.array([1.0, 0.0]).reshape((1, 1, 2, 1))
-    value = float(ops.mean(loss.call(truth, shares)))
-    by_alpha, by_beta = (1 - 1 / (1 + weight) for weight in (loss.alpha, loss.beta))
-    swapped = abs(value - by_beta) < abs(value - by_alpha)
-    if swapped:
+    # One pixel is found and one is missed, which costs 0.5 if alpha weighs it.
+    found = np.array([1.0, 0.0])
+    of_keras = keras.losses.Tversky(alpha=1.0, beta=0.0)
+    swapped = float(of_keras.call(np.ones(2), found)) < 0.25
+    if swapped and loss.alpha != loss.beta:
         print(
             "MaskLoss: the alpha of Tversky weighs missed pixels and its beta wrongly "
             "found ones, as in Keras up to 3.15."
