@@ -52,6 +52,7 @@ from keras_segadapter.saving import (
     unknown_objects,
     write,
 )
+from keras_segadapter.training.averages import ending_with_averages
 from keras_segadapter.training.balance import weigh_classes
 from keras_segadapter.training.optimizers import AdamW, with_loss_scale
 from keras_segadapter.training.resume import locked, prepare_fit
@@ -431,6 +432,12 @@ class Segmenter(keras.Model):
         by its number; the random states of dropout and stochastic depth are in the
         backup. What callbacks remember (`EarlyStopping`, `ReduceLROnPlateau`) is not.
 
+        Where the optimizer averages weights (`paper_optimizer(ema=)`, or `use_ema=True`
+        of Keras), validation and whatever callbacks do at the end of an epoch, such as
+        saving the best model, see the averages. The raw weights learn on, and a backup
+        holds both. `fit` ends with the averages, also where it is interrupted, so that
+        another `fit` starts from them. Statistics of batch norms are not averaged.
+
         Args:
             x: Images `(N, H, W, C)`, or a tf.data.Dataset, PyDataset, torch DataLoader
                 or generator of `(images, masks)`. A dataset with an attribute `epoch`
@@ -489,7 +496,8 @@ class Segmenter(keras.Model):
             data = x, given.get("validation_data")
             folders = [each for each in data if isinstance(each, FolderDataset)]
             try:
-                history = super().fit(**given)
+                with ending_with_averages(self):
+                    history = super().fit(**given)
             except Exception:
                 for fault in filter(None, (folder.fault for folder in folders)):
                     raise fault from None  # TensorFlow would tell it as text

@@ -99,6 +99,7 @@ READING_ORDER = [
     "training.paper_optimizer",
     "training.watch",
     "training.balance",
+    "training.averages",
     "training.resume",
     "training.pictures",
     "training",

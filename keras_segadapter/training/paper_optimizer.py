@@ -7,7 +7,12 @@ import keras
 from keras_segadapter.backbones.mit import MixFFN
 from keras_segadapter.training.optimizers import GroupedOptimizer
 from keras_segadapter.training.schedules import WarmupPoly
-from keras_segadapter.validation import check_number, check_positive, check_segmenter
+from keras_segadapter.validation import (
+    check_number,
+    check_positive,
+    check_rate,
+    check_segmenter,
+)
 
 
 def paper_optimizer(
@@ -20,6 +25,7 @@ def paper_optimizer(
     multipliers=None,
     warmup_steps=1500,
     layer_decay=None,
+    ema=None,
     **kwargs,
 ):
     """Return AdamW as the paper trains: rates and decay by the role of each weight.
@@ -55,18 +61,23 @@ def paper_optimizer(
         warmup_steps: Integer. Batches until the highest rate. Defaults to `1500`.
         layer_decay: Number in (0, 1), for a ConvNeXt only. Factor on the rate from one
             stage to the one before. Defaults to `None`.
+        ema: Number in [0, 1). Momentum of an exponential moving average of each weight,
+            updated after each batch; `Segmenter.fit` validates with the averages, saves
+            them and ends with them. `0.999` averages over about 1,000 batches, which
+            should be far fewer than `steps`. Defaults to `None`: no averages.
         **kwargs: Options of `keras.optimizers.Adam` for each group: betas, epsilon,
-            clipping, moving averages, accumulation of gradients. With `global_clipnorm`
-            each group is clipped by the norm of its gradients. With
-            `gradient_accumulation_steps` the schedule still counts batches.
+            clipping, accumulation of gradients. With `global_clipnorm` each group is
+            clipped by the norm of its gradients. With `gradient_accumulation_steps` the
+            schedule and averages still count batches.
 
     Returns:
         A `keras.optimizers.MultiOptimizer` for `model.compile`. It has `optimizers`,
         one per group, and these have a `learning_rate`; it has none itself.
 
     Raises:
-        TypeError: If `model` is not a `Segmenter`, if `multipliers` is not a dict, or
-            if `name` or `loss_scale_factor` is given.
+        TypeError: If `model` is not a `Segmenter`, if `multipliers` is not a dict, if
+            `name` or `loss_scale_factor` is given, or if `ema` is given with Keras'
+            `use_ema` or `ema_momentum`.
         ValueError: If an argument is out of range, if nothing is trainable, if a
             pattern of `multipliers` matches no weight or two of them match one, if
             `layer_decay` is given and the backbone is not a ConvNeXt, or if Keras does
@@ -105,6 +116,14 @@ def paper_optimizer(
             "keras.optimizers.LossScaleOptimizer. Received: "
             f"loss_scale_factor={kwargs['loss_scale_factor']}"
         )
+    if ema is not None:
+        given = {"use_ema", "ema_momentum"} & kwargs.keys()
+        if given:
+            raise TypeError(
+                "`ema` sets Keras' `use_ema` and `ema_momentum`. Leave these out. "
+                f"Received: ema={ema} and {', '.join(sorted(given))}"
+            )
+        kwargs.update(use_ema=True, ema_momentum=check_rate("ema", ema))
     factors = _factors_by_role(model, adapter_multiplier, head_multiplier, layer_decay)
     factors.update(_factors_by_pattern(model, multipliers or {}))
     spared = _spared_from_decay(model)

@@ -13,6 +13,7 @@ import numpy as np
 from keras_segadapter.data.epochs import ShuffledArrays, count_epochs
 from keras_segadapter.layers.native import set_torch_states, torch_states
 from keras_segadapter.saving import WeightsInMemory, write
+from keras_segadapter.training.averages import start_averages, with_averages
 from keras_segadapter.training.watch import StopOnNonsense
 
 try:
@@ -92,6 +93,7 @@ def prepare_fit(model, given, folder):
     if given["y"] is None:
         given.setdefault("shuffle", False)
     callbacks = [StopOnNonsense(), *keras.tree.flatten(given.get("callbacks") or [])]
+    callbacks = with_averages(model, callbacks)
     backup = None if folder is None else Backup(folder)
     if backup is not None:
         if given["y"] is not None:
@@ -106,6 +108,8 @@ def prepare_fit(model, given, folder):
         if hasattr(given["x"], "epoch"):
             given["x"].epoch = start  # A fit that stopped may have left another.
         callbacks.append(backup)  # It is last, to save what the others change.
+    if backup is None or not backup.epochs:
+        start_averages(model)
     if hasattr(given["x"], "epoch"):
         callbacks.insert(0, count_epochs(given["x"]))
     given["callbacks"] = callbacks
