@@ -162,6 +162,14 @@ def _add_train(add):
         "to 0 (default: 0.002)",
     )
     add(
+        "--ema",
+        type=_momentum,
+        default=0.0,
+        metavar="MOMENTUM",
+        help="validate and save moving averages of the weights, such as of 0.99, which "
+        "reach back about 100 batches (default: 0, the weights themselves)",
+    )
+    add(
         "--loss",
         type=_loss,
         default="crossentropy",
@@ -428,4 +436,10 @@ def _loss(text):
 def _positive(text):
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return float(text)
+
+
+def _momentum(text):
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text}")
     return float(text)

@@ -224,8 +224,9 @@ def _compile(args, model, data):
     schedule = keras.optimizers.schedules.CosineDecay(
         args.lr / 100, steps - warmup, warmup_target=args.lr, warmup_steps=warmup
     )
+    averages = {"use_ema": True, "ema_momentum": args.ema} if args.ema else {}
     model.compile(
-        ksa.AdamW(schedule),
+        ksa.AdamW(schedule, **averages),
         args.loss,
         ignore_class="auto" if args.ignore is None else args.ignore,
         jit_compile={"on": True, "off": False, "auto": "auto"}[args.jit],
