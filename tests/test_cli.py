@@ -223,7 +223,7 @@ def test_crops_weights_freezing_and_tensorboard(trained, tmp_path, capsys):
     pytest.importorskip("tensorboard")
     flags = ("--crop", 32, 32, "--class-weights", "balanced", "--freeze")
     flags += ("--rare-classes", 1, 2, "--loss", "ohem+dice")
-    flags += ("--no-adapters", "--tensorboard", tmp_path / "logs")
+    flags += ("--no-adapters", "--ema", 0.5, "--tensorboard", tmp_path / "logs")
     assert run("train", trained / "data", *QUICK, *flags, "--out", tmp_path / "o") == 0
     printed = capsys.readouterr().out
     assert len(re.search(r"class weights, .* masks: (.*)", printed)[1].split(", ")) == 3
@@ -231,6 +231,7 @@ def test_crops_weights_freezing_and_tensorboard(trained, tmp_path, capsys):
     assert not model.adapters and not model.backbone.trainable
     mined, _ = model.loss["logits"].losses
     assert mined.ohem_threshold == 0.7
+    assert model.optimizer.use_ema and model.optimizer.ema_momentum == 0.5
     assert np.mean(mined.class_weight) != 1 and len(mined.class_weight) == 3
     assert [*(tmp_path / "logs").rglob("events*")]
 
@@ -619,6 +620,7 @@ def test_convnext_is_the_packages_own():
         pytest.param("train . --resume --out x", "nothing to resume", id="no backup"),
         pytest.param("train . --early-stopping 0", "at least 1", id="early stopping"),
         pytest.param("train . --lr 0", "above 0", id="rate"),
+        pytest.param("train . --ema 1", "at least 0 and below 1", id="averages"),
         pytest.param("train . --epoch 2", "unrecognized", id="abbreviation"),
         pytest.param("train . --weights imagenet", "no pretrained", id="small"),
         pytest.param("inspect scenes", "takes folders and files", id="inspect"),
