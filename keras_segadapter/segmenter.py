@@ -16,7 +16,7 @@ from keras_segadapter.backbones.preprocessing import (
     default_preprocessing,
     normalizes,
 )
-from keras_segadapter.data.folders import FolderDataset
+from keras_segadapter.data.folders import reading
 from keras_segadapter.data_validation import check_batch
 from keras_segadapter.graph.adapters import resolve_adapters
 from keras_segadapter.graph.replay import as_functional
@@ -493,19 +493,12 @@ class Segmenter(keras.Model):
         with locked(backup):
             state = prepare_fit(self, given, backup)
             given["callbacks"].insert(0, KeepWeights())
-            data = x, given.get("validation_data")
-            folders = [each for each in data if isinstance(each, FolderDataset)]
             try:
-                with ending_with_averages(self):
+                read = reading(x, given.get("validation_data"))
+                with read, ending_with_averages(self):
                     history = super().fit(**given)
-            except Exception:
-                for fault in filter(None, (folder.fault for folder in folders)):
-                    raise fault from None  # TensorFlow would tell it as text
-                raise
             finally:
                 release_weights(self)
-                for folder in folders:
-                    folder.close()
         if state is not None:
             history.epoch, history.history = state.epochs, state.history
         return history
@@ -514,10 +507,12 @@ class Segmenter(keras.Model):
         """Measure the loss and metrics; arguments, and errors on data, as in `fit`."""
         given = inspect.signature(super().evaluate).bind_partial(x, y, *args)
         callbacks = kwargs.pop("callbacks", given.arguments.pop("callbacks", None))
-        if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
-            check_data(self._watch, x, y)
-            callbacks = [StopOnNonsense(), *keras.tree.flatten(callbacks or [])]
-        with weights_kept(self):
+        in_fit = isinstance(callbacks, keras.callbacks.CallbackList)
+        # `fit` ends the readers of validation data after its last epoch.
+        with weights_kept(self), reading(None if in_fit else x):
+            if self.compiled and not in_fit:
+                check_data(self._watch, x, y)
+                callbacks = [StopOnNonsense(), *keras.tree.flatten(callbacks or [])]
             return super().evaluate(**given.arguments, callbacks=callbacks, **kwargs)
 
     def compute_loss(
@@ -553,8 +548,9 @@ class Segmenter(keras.Model):
         Raises:
             ValueError: If the first images are not in the range that the model takes.
         """
-        x = check_first_images(DataWatch(self), x)
-        return self._at_image_size.predict(x, *args, **kwargs)
+        with reading(x):
+            x = check_first_images(DataWatch(self), x)
+            return self._at_image_size.predict(x, *args, **kwargs)
 
     def predict_on_batch(self, x):
         """Predict logits `(B, H, W, K)` at image size of one batch."""

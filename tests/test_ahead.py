@@ -144,12 +144,47 @@ def test_shards_are_parts_of_each_epoch(folder, count):
             assert_same(read(shard, epoch), (images[chosen], masks[chosen]))
 
 
-def test_fit_ends_the_threads(folder):
+USES = {
+    "fit": lambda model, data: model.fit(data, epochs=2, verbose=0),
+    "evaluate": lambda model, data: model.evaluate(data, verbose=0),
+    "predict": lambda model, data: model.predict(data, verbose=0),
+    "evaluate_images": ksa.evaluate_images,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_use_ends_the_threads(folder, use):
     before = readers()
-    train = open_views(folder, batch_size=4)
-    val = FolderDataset(folder, 3, image_size=(24, 32), batch_size=4)
-    tiny_model().fit(train, validation_data=val, epochs=2, verbose=0)
+    data = open_views(folder, batch_size=4)
+    begun, kept = [], data._read_whole
+    data._read_whole = lambda i: begun.append(readers() - before) or kept(i)
+    use(tiny_model(), data)
+    assert begun[-1] and readers() <= before
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_faulty_file_ends_a_use_by_its_name(folder, use):
+    before = readers()
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "masks/09.png")
+    data = FolderDataset(folder, 3, image_size=(24, 32), batch_size=1)
+    with pytest.raises(ValueError, match=r"09.png with the colors \(1, 2, 3\) \(81 p"):
+        use(tiny_model(), data)
     assert readers() <= before
+    Image.new("L", (32, 47)).save(folder / "masks/09.png")
+    use(tiny_model(), data)
+
+
+def test_validation_data_keeps_its_readers_through_a_training(folder):
+    val = open_views(folder, batch_size=4)
+    seen, kept = set(), val._read_whole
+
+    def read_whole(i):
+        seen.add(val._readers)
+        return kept(i)
+
+    val._read_whole = read_whole
+    tiny_model().fit(open_views(folder), validation_data=val, epochs=3, verbose=0)
+    assert len(seen) == 1 and val._readers is None
 
 
 @pytest.mark.parametrize("part", ["training", "validation"])

@@ -1,5 +1,6 @@
 """Images and masks read from a folder on disk."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -35,8 +36,9 @@ class FolderDataset(keras.utils.PyDataset):
     before its first; pass `shuffle=False` there, or Keras shuffles the batches itself,
     with Python's global random state.
 
-    The next two batches are read while a model trains on one. `Segmenter.fit` ends the
-    threads or processes that do so; after a loop of your own, `close` does.
+    The next two batches are read while a model trains on one. `Segmenter` and
+    `evaluate_images` end the threads or processes that do so when they are done; after
+    a loop of your own, `close` does.
 
     Args:
         source: Path of the folder, or a pair `(image_paths, mask_paths)` of lists of
@@ -284,3 +286,23 @@ class FolderDataset(keras.utils.PyDataset):
             return self._table.look_up(path.read(), path, None)
         mask, colors = read_ids_and_colors(path, self._table.by_color)
         return self._table.look_up(mask, path, colors)
+
+
+@contextlib.contextmanager
+def reading(*sources):
+    """End the readers of the `FolderDataset`s among sources when a use of them ends.
+
+    Faults of files are raised as they were, where TensorFlow would tell them as text.
+    """
+    folders = [source for source in sources if isinstance(source, FolderDataset)]
+    for folder in folders:
+        folder.fault = None  # of an earlier use
+    try:
+        yield
+    except Exception:
+        for fault in filter(None, (folder.fault for folder in folders)):
+            raise fault from None
+        raise
+    finally:
+        for folder in folders:
+            folder.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_segadapter.data.folders import reading
 from keras_segadapter.data.reading import read_image, read_mask
 from keras_segadapter.inference.predict import (
     as_array,
@@ -168,18 +169,20 @@ def evaluate_images(
     ignored = ignored_ids(ignore_class, classes)
     # Counted in NumPy: JAX would compile again for each size of mask.
     confusion, images = np.zeros((classes, classes), "int64"), 0
-    for name, image, mask in _read(model, pairs, ignored):
-        try:
-            image = checked_image(model, image, "evaluate_images")
-        except ValueError as error:
-            raise ValueError(f"The image of {name} can't be used. {error}") from error
-        rows = view_rows(model, image, short_side, crop, stride, scales, flip)
-        labels = np.stack([row.argmax(axis=-1) for row in rows])  # (H, W)
-        valid = ~np.isin(mask, ignored)
-        cells = mask[valid].astype("int64") * classes + labels[valid]
-        counts = np.bincount(cells, minlength=classes**2)
-        confusion += counts.reshape(classes, classes)
-        images += 1
+    with reading(pairs):
+        for name, image, mask in _read(model, pairs, ignored):
+            try:
+                image = checked_image(model, image, "evaluate_images")
+            except ValueError as error:
+                words = f"The image of {name} can't be used. {error}"
+                raise ValueError(words) from error
+            rows = view_rows(model, image, short_side, crop, stride, scales, flip)
+            labels = np.stack([row.argmax(axis=-1) for row in rows])  # (H, W)
+            valid = ~np.isin(mask, ignored)
+            cells = mask[valid].astype("int64") * classes + labels[valid]
+            counts = np.bincount(cells, minlength=classes**2)
+            confusion += counts.reshape(classes, classes)
+            images += 1
     if not images:
         raise ValueError(
             "`pairs` must yield at least one pair (image, mask). A generator or zip "
