@@ -5,7 +5,6 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import EAGER
 from gradients import check_gradient
 
 import keras_segadapter as ksa
@@ -79,21 +78,17 @@ def test_names_stand_for_losses():
         assert float(found(labels, scores)) == float(expected(labels, scores))
 
 
-def test_a_segmenter_trains_on_losses_by_name_and_is_saved(tiny_backbone, tmp_path):
+def test_a_segmenter_is_saved_with_losses_by_name(tiny_backbone, tmp_path):
     model = ksa.build_segmenter(tiny_backbone([4]), CLASSES)
     losses = {"logits": "ohem+lovasz", "aux": "dice"}
-    model.compile(loss=losses, ignore_class=[77, 255], run_eagerly=EAGER)
-    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), "uint8")
-    masks = images[..., 0] % CLASSES
-    masks[0, :3] = 77
-    assert np.isfinite(model.fit(images, masks, verbose=0).history["loss"][0])
+    model.compile(loss=losses, ignore_class=[77, 255], run_eagerly=True)
     model.save(tmp_path / "x.keras")
     loaded = keras.saving.load_model(tmp_path / "x.keras")
-    logits = model.predict_on_batch(images)
+    labels, scores = batch()
     for output, name in losses.items():
-        expected = float(NAMES[name]([77, 255])(masks, logits))
+        expected = float(NAMES[name]([77, 255])(labels, scores))
         for each in (model, loaded):
-            assert float(each.loss[output](masks, logits)) == expected
+            assert float(each.loss[output](labels, scores)) == expected
 
 
 @pytest.mark.parametrize("name", ["foo", "crossentropy+foo", "", "dice+"])
