@@ -1,4 +1,4 @@
-"""Let mkdocstrings show docstrings in Keras' form, which is Google's with a little more."""
+"""Let mkdocstrings show docstrings in Keras' form, Google's with a little more."""
 
 import re
 import textwrap

@@ -1,4 +1,4 @@
-"""Tests of the README's recipes for several devices, on virtual ones.
+"""Tests of the site's recipes for several devices, on virtual ones.
 
 Run as a script, this file is the process that runs a recipe.
 """
@@ -6,7 +6,6 @@ Run as a script, this file is the process that runs a recipe.
 import functools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,15 @@ import keras
 import numpy as np
 import pytest
 from conftest import EAGER
+from pages import PAGES, blocks
 
 import keras_segadapter as ksa
 from keras_segadapter.data.epochs import ShuffledArrays
 
 BACKEND = keras.backend.backend()
 pytestmark = pytest.mark.integration
-README = Path(__file__).parents[1] / "README.md"
-RECIPES = re.findall(r"```py\n(.*?)```", README.read_text(), re.DOTALL)
+PAGE = "docs/pages/devices.md"
+RECIPES = blocks(PAGES[PAGE], "py")
 DEVICES = {"jax": 4, "tensorflow": 2, "torch": 2}[BACKEND]
 SHARDS = {
     "jax": [],
@@ -68,7 +68,7 @@ def run_recipe(case):
     norms, masks = CASES[case]
     data = ShuffledArrays((IMAGES, masks), 8, shuffle=False, seed=0)
     names = {"build": functools.partial(build, norms), "data": data}
-    exec(compile(recipe, "README.md", "exec"), names)
+    exec(compile(recipe, PAGE, "exec"), names)
     rank, model = os.environ.get("RANK", "0"), names["model"]
     if BACKEND == "torch":
         logs = {"loss": [float(names["loss"].detach())]}

@@ -1,25 +1,20 @@
-"""Tests of the README, the examples and the tables of the benchmarks."""
+"""Tests of the examples, and of the tables that the benchmarks write."""
 
 import importlib
 import json
-import operator
 import os
 import re
 import runpy
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import keras
 import pytest
-from PIL import Image
+from pages import README, ROOT, rows_of
 
 import keras_segadapter as ksa
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 RESULTS = ROOT / "benchmarks/results"
 CAMVID = ROOT.parent / "shared" / "camvid"
 
@@ -46,52 +41,11 @@ def run_here(monkeypatch, *arguments):
 # Contract
 
 
-@pytest.mark.integration
-def test_python_in_the_readme_runs(tmp_path, monkeypatch, hub):
-    # Tests have no network: a SegFormer with random weights stands for the published.
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SegformerConfig(num_labels=150)  # of B0
-    segformer = transformers.SegformerForSemanticSegmentation(config)
-    segformer.save_pretrained(tmp_path / "hub")
-    asked = hub({path.name: path for path in (tmp_path / "hub").iterdir()})
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(ksa.data.make_scenes(1, size=(60, 90))[0][0]).save("photo.jpg")
-    names = {}
-    for block in PYTHON:
-        exec(compile(block, "README.md", "exec"), names)
-    assert names["labels"].shape == (64, 96)
-    with Image.open("overlay.png") as overlay:
-        assert overlay.size == (90, 60)
-    ade20k = "nvidia/segformer-b0-finetuned-ade-512-512@main"
-    assert {name for name, _ in asked} == {ade20k}
-
-
-def test_names_in_the_readme_exist():
-    names = set(re.findall(r"\bksa\.([\w.]*\w)", README))
-    assert len(names) > 10
-    for name in names:
-        operator.attrgetter(name)(ksa)
-
-
-def test_the_readmes_layer_runs():
-    (block,) = (block for block in PYTHON if "ksa.SegAdapter(" in block)
-    names = {"keras": keras, "ksa": ksa}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["adapted"].shape == (None, None, None, 64)
-    assert names["scores"].shape == (None, None, None, 8)
-
-
 def test_ci_runs_the_commands_of_the_readme():
     ci = (ROOT / ".ci/run").read_text()
     for command in ("python3 -m venv ", "pip install ", "pytest"):
         assert f"\n{command}" in README.replace(".venv/bin/", "")
         assert re.search(rf"^ *(KERAS_BACKEND=\S+ )?{command}", ci, re.MULTILINE)
-
-
-def rows_of(text):
-    """Return the rows of the tables in a Markdown text as lists of cells."""
-    cells = [line.split("|")[1:-1] for line in text.splitlines()]
-    return [[cell.strip() for cell in row] for row in cells if row]
 
 
 def test_tables_of_costs_and_backbones_are_those_of_the_benchmarks():

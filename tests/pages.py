@@ -1,0 +1,29 @@
+"""What people read, the README and the pages of the site, and what they are made of."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "docs/pages"
+FILES = [ROOT / "README.md", *sorted(SITE.rglob("*.md"))]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+README = PAGES["README.md"]
+
+
+def blocks(text, language):
+    """Return the blocks of code in a language: "python" runs, "py" needs more."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def run_python(page, names=None):
+    """Run a page's blocks of Python in one namespace, and return it."""
+    names = {} if names is None else names
+    for block in blocks(PAGES[page], "python"):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def rows_of(text):
+    """Return the rows of the tables in a Markdown text as lists of cells."""
+    cells = [line.split("|")[1:-1] for line in text.splitlines()]
+    return [[cell.strip() for cell in row] for row in cells if row]
