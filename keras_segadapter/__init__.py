@@ -4,6 +4,16 @@ The public names, in the order in which a reader meets them: each room imports o
 stands above it.
 """
 
+try:
+    import keras as _keras  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "Keras needs a backend. Install one, for example with `pip install "
+        "keras-segadapter[tensorflow]`, or choose the one that you have with the "
+        "environment variable KERAS_BACKEND: tensorflow (the default), jax or torch. "
+        f"Received: {error}"
+    ) from error
+
 from keras_segadapter.version import __version__
 from keras_segadapter.layers import (
     HighOrderSpatialAttention,

@@ -143,3 +143,20 @@ def test_nothing_in_the_package_unpickles_or_executes():
     assert not [name for name in SOURCES if pickles.search((ROOT / name).read_text())]
     # Before 2.6 torch.load(weights_only=True) could execute code.
     assert PROJECT["optional-dependencies"]["torch"] == ["torch>=2.6"]
+
+
+# Edges
+
+
+@pytest.mark.integration
+def test_an_environment_without_the_backend_hears_what_to_do():
+    code = "import sys; sys.modules['tensorflow'] = None; import keras_segadapter"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "tensorflow" in last.partition("Received: ")[2]
+    assert "pip install keras-segadapter[" in last and "KERAS_BACKEND" in last
