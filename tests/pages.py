@@ -15,12 +15,11 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def run_python(page, names=None):
-    """Run a page's blocks of Python in one namespace, and return it."""
-    names = {} if names is None else names
+def run_python(page):
+    """Run a page's blocks of Python in one namespace, as a script runs."""
+    names = {"__name__": "__main__"}
     for block in blocks(PAGES[page], "python"):
         exec(compile(block, page, "exec"), names)
-    return names
 
 
 def rows_of(text):

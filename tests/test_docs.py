@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import keras
 import pytest
+from conftest import EAGER
 from pages import PAGES, ROOT, SITE, blocks, rows_of, run_python
 from PIL import Image
 
@@ -16,7 +17,13 @@ from keras_segadapter.cli.arguments import parse
 
 RESULTS = ROOT / "benchmarks/results"
 CONFIG = (ROOT / "docs/mkdocs.yml").read_text()
-RUNNING = [name for name, text in PAGES.items() if blocks(text, "python")]
+# The converters warn about their own code.
+MARKS = {"docs/pages/deploy.md": pytest.mark.filterwarnings("ignore")}
+RUNNING = [
+    pytest.param(name, marks=MARKS.get(name, ()))
+    for name, text in PAGES.items()
+    if blocks(text, "python")
+]
 WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
 NEEDED = {
     "docs/pages/deploy.md": ("onnxruntime", WRITERS[keras.backend.backend()]),
@@ -48,6 +55,13 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch, request):
         pytest.importorskip(package)
     downloads = '(weights="ade20k")' in "".join(blocks(PAGES[page], "python"))
     asked = request.getfixturevalue("published") if downloads else []
+    # Tracing takes longer than the few steps of a page.
+    compile_model = ksa.Segmenter.compile
+    monkeypatch.setattr(
+        ksa.Segmenter,
+        "compile",
+        lambda *args, **options: compile_model(*args, run_eagerly=EAGER, **options),
+    )
     monkeypatch.chdir(tmp_path)
     Image.fromarray(ksa.data.make_scenes(1, size=(60, 90))[0][0]).save("photo.jpg")
     run_python(page)
