@@ -6,7 +6,6 @@ Multiply-adds are counted in models with random weights; nothing is downloaded. 
 counts fastest.
 """
 
-import re
 from pathlib import Path
 
 from protocol import DATASETS, MODELS, parts_of, published, settings_of
@@ -54,8 +53,9 @@ def main():
     for dataset in DATASETS:
         new = table(dataset)
         print(f"{new}\n", flush=True)
-        old = rf"(?<=<!-- {dataset} -->\n).*?(?=\n<!-- end -->)"
-        text = re.sub(old, new, README.read_text(), flags=re.DOTALL)
+        before, after = README.read_text().split(f"<!-- {dataset} -->\n")
+        _, after = after.split("<!-- end -->", 1)
+        text = f"{before}<!-- {dataset} -->\n{new}\n<!-- end -->{after}"
         README.write_text(text)
 
 
