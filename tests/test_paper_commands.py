@@ -403,7 +403,7 @@ def test_the_tables_of_the_readme_are_those_of_the_script(load, monkeypatch, tmp
     text = readme.read_text()
     copy.write_text(text.replace("40.3", "").replace("| 180,000 |", "| 1 |"))
     monkeypatch.setattr(tables, "README", copy)
-    # Counting all of them takes minutes; the next test counts some.
+    # Counting all of them takes minutes; another test counts some.
     monkeypatch.setattr(tables, "products", lambda *key: float(rows[key][3]) * 1e9)
     tables.main()
     assert copy.read_text() == text
@@ -412,7 +412,7 @@ def test_the_tables_of_the_readme_are_those_of_the_script(load, monkeypatch, tmp
 @pytest.mark.parametrize(
     "model, dataset",
     [
-        ("adapt_mit_b0", "ade20k"),
+        pytest.param("adapt_mit_b0", "ade20k", marks=pytest.mark.integration),
         *(
             pytest.param(model, dataset, marks=pytest.mark.slow)
             for model in ("mit_b1", "adapt_mit_b2", "convnext_tiny")
