@@ -12,7 +12,7 @@ class KerasDocstrings(griffe.Extension):
     def on_instance(self, *, obj, **kwargs):
         if obj.docstring:
             text = obj.docstring.value.replace(
-                "\nCall arguments:\n", "\nOther Parameters: Call arguments\n"
+                "\nCall arguments:\n", "\nOther Parameters: Call arguments:\n"
             )
             text = re.sub(
                 r"^Returns:\n((?:(?: +.*)?\n?)+)",

@@ -56,11 +56,11 @@ def test_python_on_a_page_runs(page, tmp_path, monkeypatch, request):
     downloads = '(weights="ade20k")' in "".join(blocks(PAGES[page], "python"))
     asked = request.getfixturevalue("published") if downloads else []
     # Tracing takes longer than the few steps of a page.
-    compile_model = ksa.Segmenter.compile
+    compile_model, eager = ksa.Segmenter.compile, {"run_eagerly": EAGER}
     monkeypatch.setattr(
         ksa.Segmenter,
         "compile",
-        lambda *args, **options: compile_model(*args, run_eagerly=EAGER, **options),
+        lambda *args, **options: compile_model(*args, **{**eager, **options}),
     )
     monkeypatch.chdir(tmp_path)
     Image.fromarray(ksa.data.make_scenes(1, size=(60, 90))[0][0]).save("photo.jpg")
