@@ -79,7 +79,7 @@ def fit_loss(loss, num_classes, ignore_class="auto"):
         return named
     if not is_of_keras(named) or (
         isinstance(named, keras.losses.SparseCategoricalCrossentropy)
-        and named.from_logits
+        and named.get_config()["from_logits"]
     ):
         return ResizedLoss(named)
     if named in ONE_HOT or type(named) in ONE_HOT:
