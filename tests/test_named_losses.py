@@ -71,11 +71,9 @@ NAMES = {
 
 
 def test_names_stand_for_losses():
-    labels, scores = batch()
     for name, make in NAMES.items():
         found, expected = fit_loss(name, CLASSES, [77, 255]), make([77, 255])
-        assert type(found) is type(expected)
-        assert float(found(labels, scores)) == float(expected(labels, scores))
+        assert keras.losses.serialize(found) == keras.losses.serialize(expected)
 
 
 def test_a_segmenter_is_saved_with_losses_by_name(tiny_backbone, tmp_path):
