@@ -139,6 +139,21 @@ def test_alpha_weighs_missed_pixels_whatever_keras_does(
     assert lines == 2 * swapped
 
 
+def test_arguments_that_are_not_attributes_are_read_from_the_config():
+    labels, scores = batch()
+    for loss in (
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.Tversky(0.7, 0.3, axis=(0, 1, 2)),
+    ):
+        expected = float(ksa.MaskLoss(loss, None, 77, "present")(labels, scores))
+        for name in {"from_logits", "alpha", "beta", "axis"} & vars(loss).keys():
+            config = loss.get_config()
+            delattr(loss, name)
+            loss.get_config = lambda config=config: config  # as that of Keras 3.16
+        mixed = ksa.MaskLoss(loss, None, 77, "present")
+        assert float(mixed(labels, scores)) == expected
+
+
 # Edges
 
 

@@ -28,6 +28,11 @@ ONE_HOT = (
 )
 
 
+def option(loss, name):
+    """Return an argument of a loss; from Keras 3.16 on, not all are attributes."""
+    return getattr(loss, name, loss.get_config().get(name))
+
+
 def check_loss(loss, ignored):
     """Validate that a loss means on one-hot masks what it says.
 
@@ -57,13 +62,14 @@ def check_loss(loss, ignored):
             f"MaskLoss(ignore_class={ignored}) of "
             f"{type(loss).__name__}(ignore_class={loss.ignore_class})"
         )
-    if isinstance(loss, OF_REGIONS) and loss.axis is not None:
-        axes = [loss.axis] if isinstance(loss.axis, int) else loss.axis
-        if not {1, 2} <= {axis % 4 for axis in axes}:
+    axis = option(loss, "axis") if isinstance(loss, OF_REGIONS) else None
+    if axis is not None:
+        axes = [axis] if isinstance(axis, int) else axis
+        if not {1, 2} <= {each % 4 for each in axes}:
             raise ValueError(
                 f"{type(loss).__name__} compares regions: its `axis` must contain "
                 "height and width, (1, 2) for each image separately or (0, 1, 2) for "
-                f"the batch as a whole. Received: axis={loss.axis}"
+                f"the batch as a whole. Received: axis={axis}"
             )
 
 
@@ -78,7 +84,7 @@ def swaps_coefficients(loss):
     found = np.array([1.0, 0.0])
     of_keras = keras.losses.Tversky(alpha=1.0, beta=0.0)
     swapped = float(of_keras.call(np.ones(2), found)) < 0.25
-    if swapped and loss.alpha != loss.beta:
+    if swapped and option(loss, "alpha") != option(loss, "beta"):
         print(
             "MaskLoss: the alpha of Tversky weighs missed pixels and its beta wrongly "
             "found ones, as in Keras up to 3.15."

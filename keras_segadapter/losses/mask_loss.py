@@ -8,6 +8,7 @@ from keras_segadapter.losses.accepted import (
     OF_IDS,
     OF_REGIONS,
     check_loss,
+    option,
     swaps_coefficients,
 )
 from keras_segadapter.losses.labels import (
@@ -139,7 +140,7 @@ class MaskLoss(keras.losses.Loss):
                 parts = _regions(truth, logits, counted)
                 # Both change places together: it is symmetric in all four.
                 values = loss.call(*(reversed(parts) if swapped else parts))
-                value = self._mean_of_classes(values, parts[0], loss.axis)
+                value = self._mean_of_classes(values, parts[0], option(loss, "axis"))
             else:
                 value = _mean_of_pixels(loss, truth, logits, counted)
             total = total + weight * value
@@ -178,8 +179,8 @@ def _regions(truth, logits, counted):
 
 def _mean_of_pixels(loss, truth, logits, counted):
     """Average over the pixels that count; zeros would make cross-entropies NaN."""
-    takes_logits = getattr(loss, "from_logits", False)
-    values = loss.call(truth, logits if takes_logits else ops.softmax(logits))
+    shares = logits if option(loss, "from_logits") else ops.softmax(logits)
+    values = loss.call(truth, shares)
     shape, expected = tuple(values.shape), tuple(truth.shape[:3])
     if len(shape) != 3 or any(
         a != b for a, b in zip(shape, expected, strict=True) if None not in (a, b)
