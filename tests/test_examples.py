@@ -48,7 +48,11 @@ def test_ci_runs_the_commands_of_the_readme():
         assert re.search(rf"^ *(KERAS_BACKEND=\S+ )?{command}", ci, re.MULTILINE)
 
 
-def test_tables_of_costs_and_backbones_are_those_of_the_benchmarks():
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_table_of_costs_is_that_of_the_benchmark():
     readme = rows_of(README)
     costs = rows_of((RESULTS / "costs.md").read_text())
     adapted = [row for row in costs if row[0].startswith("Adapt-")]
@@ -56,11 +60,9 @@ def test_tables_of_costs_and_backbones_are_those_of_the_benchmarks():
     assert len(adapted) == 7
     for name, _, _, parameters, _, ours, concatenated, published, *_ in adapted:
         assert [name, parameters, ours, concatenated, published] in readme
-    backbones = rows_of((RESULTS / "backbones.md").read_text())
-    assert len(backbones) > 40 and all(row in readme for row in backbones)
 
 
-def test_the_table_of_accuracy_holds_every_arm_and_seed():
+def test_the_figures_of_accuracy_are_those_of_every_arm_and_seed():
     camvid = runpy.run_path(str(ROOT / "benchmarks/camvid.py"))
     runs = json.loads((RESULTS / "camvid.json").read_text())["runs"]
     planned = [(arm, seed) for arm in camvid["ARMS"] for seed in camvid["SEEDS"]]
@@ -69,8 +71,9 @@ def test_the_table_of_accuracy_holds_every_arm_and_seed():
     table = [*camvid["by_arm"](runs), "", *camvid["differences"](runs)]
     written = (RESULTS / "camvid.md").read_text()
     assert written == "\n".join(table) + "\n"
-    readme = rows_of(README)
-    assert all(row in readme for row in rows_of(written))
+    gains = {row[0]: row[-1] for row in rows_of(written)}
+    for arm in ("adapters - plain", "frozen_adapters - frozen_plain"):
+        assert gains[arm] in README
 
 
 def test_tables_of_speed_are_those_of_the_benchmarks(monkeypatch):
