@@ -1,0 +1,157 @@
+"""The tables of evidence.py: arms, paired differences, classes, and what was tried."""
+
+import json
+import statistics
+
+NAMES = {"camvid": "CamVid", "facade": "facades"}
+PAIRS = (
+    ("adapters", "plain"),
+    ("adapters", "fcn"),
+    ("fcn", "plain"),
+    ("frozen_adapters", "frozen_plain"),
+    ("frozen_adapters", "frozen_wide"),
+    ("frozen_adapters", "frozen_lora"),
+    ("frozen_adapters", "plain"),
+)
+NOTE = """\
+Differences are between trainings with the same seed: the same order, the same crops.
+Intervals are Student's, of 95 %; they speak of other seeds of the same training on the
+same images, not of other images. Minutes are those that one core was busy.
+"""
+
+
+def read(path, command=""):
+    """Return the records in a file, or the start of such a file."""
+    if path.exists():
+        return json.loads(path.read_text())
+    return {"command": command, "versions": {}, "runs": []}
+
+
+def report(final, chosen, arms, choices, start):
+    """Write the tables beside the records, and print them."""
+    runs = read(final)["runs"]
+    lines = ["# What adapters add on street scenes", "", NOTE]
+    for data, name in NAMES.items():
+        of_data = [run for run in runs if run["dataset"] == data]
+        if of_data:
+            lines += [f"## {name}", "", *by_arm(of_data, arms), ""]
+            lines += [*differences(of_data), "", *by_class(of_data), ""]
+    tried = read(chosen)["runs"]
+    if tried:
+        lines += ["## What was tried before `val` was scored", ""]
+        lines += [*by_choice(tried, choices, start), ""]
+    text = "\n".join(lines)
+    final.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def by_arm(runs, arms):
+    """Yield the lines of the table of the arms' scores and costs."""
+    yield row(
+        *("arm", "seeds", "mIoU on val, %", "on the facades, %", "M learn"),
+        *("G multiply-adds", "minutes", "peak MB"),
+    )
+    yield "|---" * 8 + "|"
+    for arm in arms:
+        of_arm = [run for run in runs if run["arm"] == arm]
+        if not of_arm:
+            continue
+        across = [run["across_miou"] for run in of_arm if run["across_miou"]]
+        yield row(
+            arm,
+            len(of_arm),
+            spread([run["val_miou"] for run in of_arm]),
+            spread(across) if across else "",
+            f"{of_arm[0]['trained_parameters'] / 1e6:.2f}",
+            f"{of_arm[0]['multiply_adds'] / 1e9:.2f}",
+            f"{statistics.mean(run['seconds'] for run in of_arm) / 60:.1f}",
+            round(statistics.mean(run["peak_mb"] for run in of_arm)),
+        )
+
+
+def differences(runs):
+    """Yield the lines of the table of differences of two arms with the same seed."""
+    yield row("difference, points of mIoU", "seeds", "on val", "on the facades")
+    yield "|---|---|---|---|"
+    for arm, other in PAIRS:
+        gains = paired(runs, arm, other, lambda run: run["val_miou"])
+        across = paired(runs, arm, other, lambda run: run["across_miou"])
+        if gains:
+            yield row(f"{arm} - {other}", len(gains), interval(gains), interval(across))
+
+
+def by_class(runs):
+    """Yield the lines of the table of the gains of adapters by class."""
+    pairs = [pair for pair in PAIRS if pair in (PAIRS[0], PAIRS[3])]
+    yield row("points of IoU by class", *(f"{arm} - {other}" for arm, other in pairs))
+    yield "|---" * (1 + len(pairs)) + "|"
+    for name in runs[0]["val_iou"]:
+        gains = [
+            paired(runs, *pair, lambda run: run["val_iou"][name])  # noqa: B023
+            for pair in pairs
+        ]
+        yield row(name, *map(interval, gains))
+
+
+def by_choice(runs, choices, start):
+    """Yield the lines of the table of the candidates that `choose` compared."""
+    yield (
+        "Where each candidate starts: "
+        + ", ".join(f"`{key}` {value}" for key, value in start.items())
+        + "."
+    )
+    yield ""
+    yield row("arm", "changed", "seeds", "mIoU, %", "difference, points")
+    yield "|---|---|---|---|---|"
+    for arm, changed in ((arm, each) for arm, all_ in choices.items() for each in all_):
+        of_arm = [run for run in runs if run["arm"] == arm]
+        found = [run for run in of_arm if run["settings"] == {**start, **changed}]
+        first = [run for run in of_arm if run["settings"] == start]
+        if not found:
+            continue
+        gains = [
+            one["val_miou"] - two["val_miou"]
+            for one in found
+            for two in first
+            if one["seed"] == two["seed"] and changed
+        ]
+        yield row(
+            arm,
+            ", ".join(f"{key} {value}" for key, value in changed.items()),
+            len(found),
+            spread([run["val_miou"] for run in found]),
+            interval(gains),
+        )
+
+
+def paired(runs, arm, other, value):
+    """Return the differences of two arms, one for each seed that both have."""
+    found = {(run["arm"], run["seed"]): value(run) for run in runs}
+    seeds = sorted({seed for _, seed in found})
+    pairs = [(found.get((arm, seed)), found.get((other, seed))) for seed in seeds]
+    return [one - two for one, two in pairs if None not in (one, two)]
+
+
+def interval(differences):
+    """Return the mean difference in points, and its interval of 95 %."""
+    if not differences:
+        return ""
+    points = [100 * difference for difference in differences]
+    mean = statistics.mean(points)
+    if len(points) == 1:
+        return f"{mean:+.1f}"
+    from scipy import stats
+
+    reach = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points)
+    return f"{mean:+.1f} ({mean - reach:+.1f} to {mean + reach:+.1f})"
+
+
+def spread(shares):
+    """Return the mean and the standard deviation of shares, in percent."""
+    points = [100 * share for share in shares]
+    deviation = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
+    return f"{statistics.mean(points):.1f}{deviation}"
+
+
+def row(*cells):
+    return "| " + " | ".join(map(str, cells)) + " |"
