@@ -1,11 +1,13 @@
 """Tests of the command `segadapter`."""
 
+import contextlib
 import csv
 import json
 import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -202,6 +204,24 @@ def test_a_folder_as_people_have_it_trains_by_one_command(
     assert before == {p: p.stat().st_mtime for p in (tmp_path / "data").rglob("*")}
     model = keras.models.load_model(tmp_path / "out/model.keras")
     assert model.num_classes == classes
+
+
+@pytest.mark.integration
+def test_a_process_reads_the_files_and_ends_with_the_training(trained, tmp_path):
+    command = [sys.executable, "-m", "keras_segadapter", "train", trained / "data"]
+    command += [*QUICK, "--processes", 1, "--out", tmp_path]
+    training = subprocess.Popen([*map(str, command)])
+    tasks, readers = Path(f"/proc/{training.pid}/task"), set()
+    while training.poll() is None:
+        for children in tasks.glob("*/children"):
+            with contextlib.suppress(OSError):  # a thread or process has ended
+                for child in children.read_text().split():
+                    called = Path(f"/proc/{child}/cmdline").read_text()
+                    readers.update([child] if "spawn_main" in called else [])
+        time.sleep(0.1)
+    assert training.returncode == 0
+    assert len(read_history(tmp_path)) == len(readers) == 1
+    assert not Path(f"/proc/{readers.pop()}").exists()
 
 
 @pytest.mark.integration
