@@ -97,10 +97,8 @@ class Segmenter(keras.Model):
     layer_names=[...])`: the backward pass computes these layers again, instead of
     keeping what is inside them. Name adapters (`adapter_s4`) and MiT's attentions and
     networks (`stage1_block1_ffn`), not layers with batch norms or dropout, such as the
-    head: they would count each batch twice. Load files under the same scope. A step of
-    `AdaptMiTB0(19)` on two images of 512 x 512, all of these named, took 1048 MB in
-    place of 1831 on TensorFlow's CPU and 12 % more time; 719 in place of 912 on
-    PyTorch's, in the same time.
+    head, whose statistics and masks would not stay the same. Load files under the same
+    scope.
 
     Args:
         backbone: A functional `keras.Model` or a built `keras.Sequential` with one
