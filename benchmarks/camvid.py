@@ -36,6 +36,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from evidence import CLASSES as SETS
+from evidence import HEAD_CHANNELS, fcn_head, split
+
 RESULTS = Path(__file__).parent / "results"
 CHOSEN, FINAL = RESULTS / "camvid_choices.json", RESULTS / "camvid.json"
 BACKUPS = Path("runs/camvid")
@@ -54,12 +57,8 @@ PAIRS = (
     ("frozen_adapters", "frozen_plain"),
 )
 SIZE = (360, 480)
-CLASSES = (
-    *("sky", "building", "pole", "road", "pavement", "tree", "sign symbol"),
-    *("fence", "car", "pedestrian", "bicyclist"),
-)
+CLASSES = SETS["camvid"]
 BATCH = 8
-HEAD_CHANNELS = 128
 # The outcome of `choose`.
 SETTINGS = {
     "crop": 160,
@@ -177,36 +176,9 @@ def build(arm, settings):
         len(CLASSES),
         adapters=adapters if arm.endswith("adapters") else False,
         head=ksa.MLPHead(len(CLASSES), HEAD_CHANNELS, name="head"),
-        aux=fcn_head() if arm == "fcn" else "sum",
+        aux=fcn_head(len(CLASSES)) if arm == "fcn" else "sum",
         preprocessing=rescaling(),
     )
-
-
-def fcn_head():
-    """Build an auxiliary head on stage 3, which inference leaves out."""
-    from keras import layers
-
-    class FCNHead(layers.Layer):
-        def build(self, input_shape):
-            self.convolution = layers.Conv2D(
-                HEAD_CHANNELS, 3, padding="same", use_bias=False
-            )
-            self.norm = layers.BatchNormalization()
-            self.dropout = layers.Dropout(0.1)
-            self.classes = layers.Conv2D(len(CLASSES), 1)
-            self.convolution.build(input_shape[2])
-            for layer in (self.norm, self.classes):
-                layer.build((*input_shape[2][:-1], HEAD_CHANNELS))
-
-        def call(self, inputs, training=None):
-            x = self.convolution(inputs[2])  # (B, H/16, W/16, C)
-            x = layers.ReLU()(self.norm(x, training=training))
-            return self.classes(self.dropout(x, training=training))
-
-        def compute_output_shape(self, input_shape):
-            return (*input_shape[2][:-1], len(CLASSES))
-
-    return FCNHead(name="fcn")
 
 
 def seconds_of_epochs():
@@ -221,18 +193,6 @@ def seconds_of_epochs():
             logs["seconds"] = time.monotonic() - self.start
 
     return Seconds()
-
-
-def split(folder, held_back):
-    """Return files to train on, and to score on: `val` or the last fifth of `train`."""
-    train, val = (
-        [sorted((folder / part / kind).iterdir()) for kind in ("images", "masks")]
-        for part in ("train", "val")
-    )
-    if not held_back:
-        return train, val
-    cut = len(train[0]) // 5
-    return [files[:-cut] for files in train], [files[-cut:] for files in train]
 
 
 # All trainings, two side by side, and their records
