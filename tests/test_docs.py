@@ -13,7 +13,7 @@ from pages import PAGES, ROOT, SITE, blocks, rows_of, run_python
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.cli.arguments import parse
+from keras_segadapter.cli.parser import parse
 
 RESULTS = ROOT / "benchmarks/results"
 CONFIG = (ROOT / "docs/mkdocs.yml").read_text()

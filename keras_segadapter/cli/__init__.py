@@ -4,12 +4,7 @@ import shlex
 import sys
 import traceback
 
-from keras_segadapter.cli.arguments import parse
-from keras_segadapter.cli.evaluate import evaluate
-from keras_segadapter.cli.export import export
-from keras_segadapter.cli.inspect import inspect
-from keras_segadapter.cli.predict import predict
-from keras_segadapter.cli.train import train
+from keras_segadapter.cli.parser import parse
 
 __all__ = ["main"]
 
@@ -25,9 +20,8 @@ def main(argv=None):
     """
     argv = sys.argv[1:] if argv is None else [*map(str, argv)]
     args = parse(argv)
-    commands = {f.__name__: f for f in (inspect, train, predict, evaluate, export)}
     try:
-        return commands[args.command](args) or 0
+        return args.run(args) or 0
     except (KeyboardInterrupt, Exception) as error:
         if args.traceback:
             traceback.print_exc()

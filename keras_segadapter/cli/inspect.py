@@ -1,7 +1,27 @@
 """`segadapter inspect`: what images and masks hold, before training."""
 
+from pathlib import Path
+
+from keras_segadapter.cli.arguments import DATA, add_command, add_data
 from keras_segadapter.cli.sources import inspect_source, kind_of
 from keras_segadapter.data.pairing import find_splits
+
+DESCRIPTION = """\
+Look at images and masks before training: how many there are, their sizes, the share of
+each class, and the files that are faulty (the exit code is then 1).
+
+  segadapter inspect FOLDER
+  segadapter inspect FOLDER --split train --out overlays.png
+"""
+
+
+def add_inspect(commands):
+    """Add the command `inspect`."""
+    usage, result = "DATA", "what a folder holds, before training"
+    add = add_command(commands, inspect, usage, result, DESCRIPTION, DATA)
+    add_data(add)
+    add("--split", help="train, val or test (default: each that is found)")
+    add("--out", type=Path, metavar="PNG", help="write overlays of images and masks")
 
 
 def inspect(args):

@@ -2,16 +2,72 @@
 
 import functools
 import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import keras_segadapter as ksa
+from keras_segadapter.cli.arguments import add_command, integer
 from keras_segadapter.cli.models import is_segmenter_name, load_segmenter
 from keras_segadapter.data.reading import PICTURES, read_image, write_mask
 
 _ENDINGS = ("_mask.png", "_overlay.png")
 _SMALL = 0.001  # share of a photo below which classes are only counted
+
+DESCRIPTION = """\
+Segment photos of any size. NAME_mask.png holds the class ids (in 16 bits if there are
+more than 256 classes), NAME_overlay.png the photo in the colors of the classes.
+
+  segadapter predict SegFormerB0:ade20k photo.jpg
+  segadapter predict runs/FOLDER/best.keras photo.jpg
+  segadapter predict model.onnx PHOTOS --out masks
+
+With a .keras file, large photos are predicted in tiles, which bounds the memory.
+"""
+
+
+def add_predict(commands):
+    """Add the command `predict`."""
+    usage, result = "MODEL INPUT...", "masks and overlays of photos"
+    add = add_command(commands, predict, usage, result, DESCRIPTION)
+    add(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a .keras file, an exported model, or SegFormerB0:ade20k",
+    )
+    add(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help="a photo, or a folder of photos",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write to this folder (default: that of each photo)",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files that exist (default: that is an error)",
+    )
+    add(
+        "--tile",
+        type=integer(1),
+        metavar="PIXELS",
+        help="side of tiles (default: 1024 for photos of more than 1280 x 1280 pixels, "
+        "no tiles for smaller ones)",
+    )
+    add(
+        "--overlap",
+        type=integer(0),
+        metavar="PIXELS",
+        help="surroundings of a tile that the model sees on each side (default: 128)",
+    )
 
 
 def predict(args):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 import keras_segadapter as ksa
+from keras_segadapter.cli.arguments import DATA, add_command, add_data
 from keras_segadapter.cli.backbones import build_backbone
 from keras_segadapter.cli.record import BEST, Record
 from keras_segadapter.cli.sources import (
@@ -16,10 +17,32 @@ from keras_segadapter.cli.sources import (
     open_source,
     scenes,
 )
+from keras_segadapter.cli.train_arguments import add_training
 from keras_segadapter.model_card import describe_input
 
 _MODELS = ("best.keras", "model.keras")
 _STATE = "backup/state.json"
+
+DESCRIPTION = """\
+Train a model. The data is inspected first, and faults stop the command before work is
+lost on it.
+
+  segadapter train scenes
+  segadapter train FOLDER --backbone MobileNetV3Small --size 256 256
+  segadapter train CITYSCAPES --backbone MiTB0 --crop 512 512 --batch 4
+
+These are written to the folder --out: model.keras after the last epoch, best.keras with
+the best validation mIoU so far, history.csv, curves.png and, in pictures/, predictions
+after each epoch. After a stop, the same command with --resume goes on.
+"""
+
+
+def add_train(commands):
+    """Add the command `train`."""
+    usage, result = "DATA", "a model from images and masks"
+    add = add_command(commands, train, usage, result, DESCRIPTION, DATA)
+    add_data(add)
+    add_training(add)
 
 
 def train(args):
