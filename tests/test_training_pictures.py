@@ -12,6 +12,7 @@ from numpy_method import seg_adapter, set_random_weights
 from PIL import Image
 
 import keras_segadapter as ksa
+from keras_segadapter.inference.views import Views
 from keras_segadapter.training import pictures
 from keras_segadapter.visualization import as_rgb, colorize, palette
 
@@ -180,18 +181,21 @@ def test_more_than_256_classes(tiny_backbone, tmp_path, sheets):
     ids=["sum", "none", "per_stage", "no adapters", "one side output"],
 )
 def test_the_titles_depend_on_the_model(tiny_backbone, options, titles):
-    views = pictures._views(ksa.build_segmenter(tiny_backbone(), K, **options))
-    assert ", ".join(views.output) == titles
-    assert all(len(view.shape) == 3 for view in views.output.values())
+    views = Views(ksa.build_segmenter(tiny_backbone(), K, **options))
+    assert ", ".join(views.titles) == titles
+    shown = {title: maps for kind in views(IMAGES) for title, maps in kind.items()}
+    assert set(shown) == set(views.titles)
+    assert all(maps.shape == MASKS.shape for maps in shown.values())
 
 
 def test_tokens_are_shown_as_maps():
     inputs = keras.Input((32, 48, 3))
     x = keras.layers.Reshape((-1, 6))(keras.layers.Conv2D(6, 8, 8)(inputs))
     x = x + keras.layers.Dense(6)(keras.layers.Dense(12, "relu")(x))
-    views = pictures._views(ksa.build_segmenter(keras.Model(inputs, x), K, taps=[x]))
-    for title in ("X s8", "Y s8", "side s8"):
-        assert views.output[title].shape == (None, 4, 6)
+    views = Views(ksa.build_segmenter(keras.Model(inputs, x), K, taps=[x]))
+    image = RNG.integers(0, 256, (1, 32, 48, 3), "uint8")
+    for maps in {**views(image)[0], **views(image)[1]}.values():
+        assert maps.shape == (1, 32, 48)
 
 
 def test_a_model_of_fixed_size(tiny_backbone, tmp_path, sheets):
@@ -282,9 +286,9 @@ def test_a_graph_from_a_file_in_another_process(tmp_path):
     model.save(tmp_path / "model.keras")
     code = (
         "import keras, keras_segadapter\n"
-        "from keras_segadapter.training.pictures import _views\n"
+        "from keras_segadapter.inference.views import Views\n"
         "model = keras.models.load_model('model.keras')\n"
-        "print(*_views(model).output, sep=', ')"
+        "print(*Views(model).titles, sep=', ')"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code],

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import layers, ops
 
 from keras_segadapter.data.reading import read_image
-from keras_segadapter.graph.stages import stage_keys
 from keras_segadapter.inference.predict import check_input
-from keras_segadapter.inference.rows import fitted
-from keras_segadapter.layers import ResizeLike
+from keras_segadapter.inference.views import Views, heat
 from keras_segadapter.validation import check_integer, check_segmenter
 from keras_segadapter.visualization import as_rgb, colorize, palette, panels
 
@@ -98,10 +95,7 @@ class TrainingPictures(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         check_segmenter(self.model, "TrainingPictures")
         check_input(self.model, self.images)
-        self._inputs = fitted(self.model, self.images)  # (N, h, w, 3)
-        resized = None not in self.model.input_shape[1:3]
-        self._covered = (self.images if resized else self._inputs).shape[1:3]
-        self._views = _views(self.model)
+        self._views = Views(self.model)
         colors = self.model.colors if self.colors is None else self.colors
         if colors is None:
             colors = palette(self.model.num_classes)
@@ -113,27 +107,21 @@ class TrainingPictures(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every and epoch + 1 != self.params["epochs"]:
             return
-        # One at a time, since logits are large. On torch, `predict` would draw a random
-        # number for its DataLoader.
-        seen = [self._views.predict_on_batch(image[None]) for image in self._inputs]
-        labels, features = {"truth": self.masks}, {"image": self._shown}
-        for title in self._views.output:  # JAX returns them in another order.
-            maps = np.concatenate([views[title] for views in seen])  # (N, h, w)
-            maps = self._at_image_size(maps)  # (N, height, width)
-            if title[0] in "XY":
-                features[title] = [_heat(values) for values in maps]
-            else:
-                labels[title] = maps
+        ids, features = self._views(self.images)  # (N, height, width) by title
+        labels = {"truth": self.masks, **ids}
         columns = {"image": self._shown}
         for title, maps in labels.items():
-            columns[title] = [colorize(ids, colors=self._colors) for ids in maps]
+            columns[title] = [colorize(one, colors=self._colors) for one in maps]
+        heats = {"image": self._shown}
+        for title, maps in features.items():
+            heats[title] = [heat(values) for values in maps]
         name = f"epoch_{epoch + 1:04}"
         try:
             paths = {
                 "predictions": self._write(
                     columns, f"{name}.png", *self._legend(labels)
                 ),
-                "features": self._write(features, f"{name}_features.png"),
+                "features": self._write(heats, f"{name}_features.png"),
             }
             if self.tensorboard is not None:
                 self._write_summary(paths, epoch)
@@ -145,16 +133,6 @@ class TrainingPictures(keras.callbacks.Callback):
                     stacklevel=2,
                 )
             self._warned = True
-
-    def _at_image_size(self, maps):
-        """Return the nearest pixel of maps `(N, h, w)` for each pixel of the images."""
-        rows, columns = (
-            np.arange(side) * length // covered
-            for side, length, covered in zip(
-                self.images.shape[1:3], maps.shape[1:], self._covered, strict=True
-            )
-        )
-        return maps[:, rows[:, None], columns]
 
     def _legend(self, labels):
         """Return the names and colors of the classes that occur in maps of ids."""
@@ -177,49 +155,6 @@ class TrainingPictures(keras.callbacks.Callback):
     def _write(self, columns, name, *legend):
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         return panels(rows, list(columns), self.folder / name, *legend)
-
-
-def _views(model):
-    """Return a model from images to what is shown, by title."""
-    keys = stage_keys(model.stages)
-    views = {}
-
-    def view(title, function, maps):
-        # Operations without a layer's name could clash with those of a graph that was
-        # loaded from a file.
-        name = f"view_{title}".replace(" ", "_")
-        views[title] = layers.Lambda(function, dtype="float32", name=name)(maps)
-
-    def labels(scores):
-        return ops.argmax(scores, axis=-1)  # (B, h, w)
-
-    def sizes(features):
-        return ops.mean(ops.abs(features), axis=-1)  # (B, h, w)
-
-    view("prediction", labels, model.for_inference().output)
-    if "aux" in model.output:
-        resize = ResizeLike(dtype="float32", name="view_resize")
-        view("coarse map", labels, resize([model.output["aux"], *model.inputs]))
-    scoring = [
-        key
-        for key, adapter in zip(keys, model.adapters, strict=False)  # or no adapters
-        if adapter.return_scores
-    ]
-    for key, scores in zip(scoring, model.features["scores"], strict=True):
-        view(f"side {key}", labels, scores)
-    for index, key in enumerate(keys):
-        view(f"X {key}", sizes, model.features["inputs"][index])
-        if model.adapters:
-            view(f"Y {key}", sizes, model.features["outputs"][index])
-    return keras.Model(model.input, views)
-
-
-def _heat(values):
-    """Paint values `(H, W)` from their least to their largest one, as uint8 RGB."""
-    from matplotlib.cm import ScalarMappable
-
-    values = np.where(np.isfinite(values), values, 0)  # A training may have diverged.
-    return ScalarMappable(cmap="inferno").to_rgba(values, bytes=True)[..., :3]
 
 
 def _summary():
