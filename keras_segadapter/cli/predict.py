@@ -198,6 +198,11 @@ def _predict_one(photo, written, segment, channels, colors):
     write_mask(written[0], labels)
     overlay = ksa.visualization.overlay(image, labels, colors=colors)
     Image.fromarray(overlay).save(written[1])
+    return class_shares(labels)
+
+
+def class_shares(labels):
+    """Return the share of each class id, from 0 to the largest one, in a mask."""
     # Row by row: counting takes 8 bytes per pixel.
     counts = [np.bincount(row, minlength=int(labels.max()) + 1) for row in labels]
     return np.sum(counts, axis=0) / labels.size

@@ -23,6 +23,7 @@ from keras_segadapter.validation import (
 FACTS_FILE = "keras_segadapter.json"
 _INSTALL = {
     "tensorflow": "keras-segadapter[tensorflow]",
+    "gradio": "keras-segadapter[demo]",
     "litert_torch": "litert-torch",  # in no extra, since it holds other packages back
 }
 

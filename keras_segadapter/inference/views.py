@@ -47,9 +47,7 @@ class Views:
         seen = [self._maps.predict_on_batch(image[None]) for image in inputs]
         ids, features = {}, {}
         for title in self.titles:  # JAX returns them in another order.
-            maps = np.concatenate(
-                [views[title] for views in seen]
-            )  # (N, rows, columns)
+            maps = np.concatenate([views[title] for views in seen])  # (N, h, w)
             # The nearest pixel of the maps for each pixel of the images.
             rows, columns = (
                 np.arange(side) * length // whole
