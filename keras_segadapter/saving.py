@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 import uuid
+import warnings
 from pathlib import Path
 
 import keras
@@ -99,6 +100,56 @@ class WeightsInMemory(io.BytesIO):
 
     def __str__(self):
         return "memory.weights.h5"  # Keras takes no other ending.
+
+
+def check_savable(model, filepath):
+    """Validate where a model is to be saved, and warn if Keras could not load it.
+
+    Raises:
+        ValueError: If the file is an HDF5 file, which Keras could not load.
+    """
+    if str(filepath).lower().endswith((".h5", ".hdf5")):
+        raise ValueError(
+            "A Segmenter can't be loaded from an HDF5 file of the whole model. Use "
+            'model.save("model.keras"), or model.save_weights("model.weights.h5") '
+            f"for the weights alone. Received: filepath={filepath}"
+        )
+    unknown = unknown_objects(model)
+    if unknown:
+        warnings.warn(
+            "Keras can't load the following from the file by itself: "
+            f"{', '.join(unknown)}. Decorate the classes and functions with "
+            "@keras.saving.register_keras_serializable(), or pass them to "
+            "keras.models.load_model as `custom_objects`. A Python lambda can't "
+            "be registered: use a layer of a class instead, or load a file that "
+            "you trust with safe_mode=False.",
+            stacklevel=3,
+        )
+
+
+def revive(config, custom_objects=None):
+    """Return the config of a model with the objects that its values stand for.
+
+    Raises:
+        ValueError: If Keras does not know a class or function.
+    """
+    try:
+        return {
+            key: keras.saving.deserialize_keras_object(value, custom_objects)
+            for key, value in config.items()
+        }
+    except TypeError as error:
+        unknown = re.search(r"Could not locate (class|function) '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        kind, name = unknown.groups()
+        # Without the error of Keras, which holds the config: pages of it.
+        raise ValueError(
+            f"Keras does not know the {kind} {name} of this model. Import the "
+            "module that registers it, or pass custom_objects={"
+            f"'{name}': {name}}} to keras.models.load_model. Received: a config "
+            f"with the {kind} '{name}', which is not registered"
+        ) from None
 
 
 def unknown_objects(model):

@@ -3,8 +3,6 @@
 import dataclasses
 import inspect
 import math
-import re
-import warnings
 
 import keras
 import numpy as np
@@ -19,17 +17,15 @@ from keras_segadapter.backbones.preprocessing import (
 from keras_segadapter.data.folders import reading
 from keras_segadapter.data_validation import check_batch
 from keras_segadapter.graph.adapters import resolve_adapters
+from keras_segadapter.graph.assemble import assemble
 from keras_segadapter.graph.replay import as_functional
 from keras_segadapter.graph.splice import (
-    add_at_finest,
     free_name,
     layer_names,
     neck_divisor,
     note_coarse_stages,
-    run_neck,
-    splice_adapters,
 )
-from keras_segadapter.graph.stages import Stage, resolve_taps, stage_keys
+from keras_segadapter.graph.stages import Stage, resolve_taps
 from keras_segadapter.inference.predict import as_array, check_input, label_images
 from keras_segadapter.inference.rows import label_dtype
 from keras_segadapter.inference.threads import (
@@ -39,21 +35,29 @@ from keras_segadapter.inference.threads import (
     weights_kept,
 )
 from keras_segadapter.layers.head import MLPHead
-from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.lora import LoraState, lora_settings, restore_lora
-from keras_segadapter.losses.resized import build_losses, fit_loss
-from keras_segadapter.metrics import MeanIoU, fit_metric
+from keras_segadapter.losses.resized import build_losses
+from keras_segadapter.metrics import MeanIoU
 from keras_segadapter.saving import (
     WeightsInMemory,
+    check_savable,
     is_local,
     may_write,
     replacing,
+    revive,
     size_of,
-    unknown_objects,
     write,
 )
 from keras_segadapter.training.averages import ending_with_averages
 from keras_segadapter.training.balance import weigh_classes
+from keras_segadapter.training.compiling import (
+    check_arguments,
+    check_learning,
+    fit_metrics,
+    ignored_by,
+    learning,
+    losses_by_output,
+)
 from keras_segadapter.training.optimizers import AdamW, with_loss_scale
 from keras_segadapter.training.resume import locked, prepare_fit
 from keras_segadapter.training.watch import (
@@ -66,11 +70,9 @@ from keras_segadapter.training.watch import (
 from keras_segadapter.validation import (
     check_config,
     check_integer,
-    check_loss_weights,
     check_names_and_colors,
     check_num_classes,
     check_number,
-    check_outputs,
     ignored_ids,
     is_auto,
 )
@@ -212,38 +214,17 @@ class Segmenter(keras.Model):
         stages, divisor = resolve_taps(functional, taps)
         if taps is None and neck is None:
             note_coarse_stages(functional, stages)
-        taken = layer_names(functional)
         adapters = resolve_adapters(adapters, functional, stages, num_classes, aux)
         if head is None:
-            head = MLPHead(num_classes, name=free_name("head", taken))
+            head = MLPHead(num_classes, name=free_name("head", layer_names(functional)))
         if preprocessing is None:
             preprocessing = default_preprocessing(functional)
-        parts = {"neck": neck, "head": head, "preprocessing": preprocessing}
-        _check_layers(taken, adapters, aux, **parts)
 
         # Functional model
-        (image,) = keras.tree.flatten(functional.input)
-        image = keras.Input(image.shape[1:], name=free_name("image", taken))
-        prepared = preprocessing(image)
-        features = splice_adapters(functional, prepared, stages, adapters)
-        maps = run_neck(neck, functional, stages, features["outputs"])
-        divisor = math.lcm(divisor, neck_divisor(neck, stages, features["outputs"]))
-        logits = head(maps)  # (B, H/4, W/4, K)
-        _check_scores("head", head, logits, num_classes)
-        outputs = {"logits": logits}
-        if isinstance(aux, keras.Layer):
-            outputs["aux"] = aux(maps)
-            _check_scores("aux", aux, outputs["aux"], num_classes)
-        elif adapters and aux == "sum":
-            coarse = free_name("coarse", taken)
-            outputs["aux"] = add_at_finest(features["scores"], coarse)
-        elif adapters and aux == "per_stage":
-            scores = zip(stage_keys(stages), features["scores"], strict=True)
-            outputs.update({f"aux_{key}": stage_scores for key, stage_scores in scores})
-        outputs = {
-            key: _Scores(dtype="float32", name=free_name(key, taken))(scores)
-            for key, scores in outputs.items()
-        }
+        parts = adapters, neck, head, aux, preprocessing
+        image, outputs, logits, features = assemble(
+            functional, stages, num_classes, *parts
+        )
         super().__init__(image, outputs, name=name)
         for layer in self.layers:
             if not layer.trainable:
@@ -260,7 +241,9 @@ class Segmenter(keras.Model):
         object.__setattr__(self, "lora_state", LoraState(functional))
         self.num_classes = num_classes
         self.stages = stages
-        self.size_divisor = divisor
+        self.size_divisor = math.lcm(
+            divisor, neck_divisor(neck, stages, features["outputs"])
+        )
         self.adapters = adapters
         self.neck = neck
         self.head = head
@@ -271,10 +254,8 @@ class Segmenter(keras.Model):
         self.name_classes(class_names, colors)
         self.weights_origin = resolve_origin(weights_origin, backbone)
         self._features = features
-        scores = outputs["logits"]
-        self.scorer = InferenceModel(image, scores, name=f"{self.name}_scores")
-        logits = ResizeLike(dtype="float32", name=free_name("resize", taken))(
-            [logits, image]
+        self.scorer = InferenceModel(
+            image, outputs["logits"], name=f"{self.name}_scores"
         )
         self._at_image_size = InferenceModel(
             image, logits, name=f"{self.name}_inference"
@@ -352,44 +333,24 @@ class Segmenter(keras.Model):
         """
         ids = ignored_ids(ignore_class, self.num_classes)
         aux_weight = check_number("aux_weight", aux_weight, least=0)
-        check_loss_weights(loss_weights)
-        names = list(self.output)
+        names, num_classes = list(self.output), self.num_classes
         weighted = kwargs.pop("weighted_metrics", None)
-        check_outputs(
-            names,
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            weighted_metrics=weighted,
+        check_arguments(
+            names, loss_weights, loss=loss, metrics=metrics, weighted_metrics=weighted
         )
         if is_auto(optimizer):
             optimizer = AdamW()
-        if is_auto(loss):
-            loss = "crossentropy"
         if is_auto(metrics):
-            metrics = MeanIoU(self.num_classes, ids)
-        if not isinstance(metrics, (list, tuple, dict, type(None))):
-            metrics = [metrics]
-        if loss is not None and not isinstance(loss, dict):
-            loss = dict.fromkeys(names, loss)
-            if loss_weights is None:
-                loss_weights = {**dict.fromkeys(names, aux_weight), "logits": 1.0}
-        if loss is not None:
-            loss = {
-                key: fit_loss(each, self.num_classes, ids) for key, each in loss.items()
-            }
-            if isinstance(loss_weights, dict):
-                loss_weights = {key: loss_weights.get(key, 1.0) for key in loss}
-        by_loss = _ignored_by(loss, self.num_classes)
+            metrics = MeanIoU(num_classes, ids)
+        loss, loss_weights = losses_by_output(
+            names, num_classes, loss, loss_weights, aux_weight, ids
+        )
+        by_loss = ignored_by(loss, num_classes)
         # A list of metrics is for the logits, whose name is not put in front of theirs.
         by_output = isinstance(metrics, dict) or isinstance(weighted, dict)
         self._measured = names if by_output else ["logits"]
-
-        def fitted(metric):
-            return fit_metric(metric, self.num_classes, sorted({*ids, *by_loss}))
-
         metrics, weighted = (
-            keras.tree.map_structure(fitted, value or None, none_is_leaf=False)
+            fit_metrics(value, num_classes, sorted({*ids, *by_loss}))
             for value in (metrics, weighted)
         )
         optimizer = keras.optimizers.get(optimizer)
@@ -408,7 +369,7 @@ class Segmenter(keras.Model):
         with_loss = [key for key, each in (loss or {}).items() if each is not None]
         # Kept from Keras, which would save them.
         object.__setattr__(self, "_watch", DataWatch(self, by_loss, with_loss))
-        object.__setattr__(self, "_learning", _ids(self.trainable_variables))
+        object.__setattr__(self, "_learning", learning(self))
         if optimizer is not None:
             # Built at once, so that a file saved before the first step holds it whole.
             self.optimizer.build(self.trainable_variables)
@@ -488,7 +449,7 @@ class Segmenter(keras.Model):
         if given.get("batch_size") is not None:
             check_integer("batch_size", given["batch_size"])
         if self.compiled:  # otherwise Keras says so
-            _check_learning(self)
+            check_learning(self, self._learning)
             check_data(self._watch, x, y)
             check_validation(self._watch, given.get("validation_data"))
         names = getattr(x, "class_names", None)
@@ -579,23 +540,7 @@ class Segmenter(keras.Model):
             OSError: If the file can't be written.
             ValueError: If the file is an .h5 or .hdf5 file, which Keras could not load.
         """
-        if str(filepath).lower().endswith((".h5", ".hdf5")):
-            raise ValueError(
-                "A Segmenter can't be loaded from an HDF5 file of the whole model. Use "
-                'model.save("model.keras"), or model.save_weights("model.weights.h5") '
-                f"for the weights alone. Received: filepath={filepath}"
-            )
-        unknown = unknown_objects(self)
-        if unknown:
-            warnings.warn(
-                "Keras can't load the following from the file by itself: "
-                f"{', '.join(unknown)}. Decorate the classes and functions with "
-                "@keras.saving.register_keras_serializable(), or pass them to "
-                "keras.models.load_model as `custom_objects`. A Python lambda can't "
-                "be registered: use a layer of a class instead, or load a file that "
-                "you trust with safe_mode=False.",
-                stacklevel=2,
-            )
+        check_savable(self, filepath)
         whole = str(filepath).endswith(".keras") and zipped is not False
         if not whole or not is_local(filepath):
             return super().save(filepath, overwrite, zipped, **kwargs)
@@ -741,25 +686,7 @@ class Segmenter(keras.Model):
         check_config(cls, config)
         for stage in config.get("taps") or ():
             check_config(Stage, stage)
-        try:
-            revived = {
-                key: keras.saving.deserialize_keras_object(value, custom_objects)
-                for key, value in config.items()
-            }
-        except TypeError as error:
-            unknown = re.search(
-                r"Could not locate (class|function) '(\w+)'", str(error)
-            )
-            if unknown is None:
-                raise
-            kind, name = unknown.groups()
-            # Without the error of Keras, which holds the config: pages of it.
-            raise ValueError(
-                f"Keras does not know the {kind} {name} of this model. Import the "
-                "module that registers it, or pass custom_objects={"
-                f"'{name}': {name}}} to keras.models.load_model. Received: a config "
-                f"with the {kind} '{name}', which is not registered"
-            ) from None
+        revived = revive(config, custom_objects)
         if config.get("taps"):
             revived["taps"] = [Stage(**stage) for stage in config["taps"]]
         model = cls(**revived)
@@ -798,73 +725,3 @@ def build_segmenter(backbone, num_classes, **options):
     ```
     """
     return Segmenter(backbone, num_classes, **options)
-
-
-class _Scores(layers.Identity):
-    """An output of a segmenter, in float32."""
-
-    def get_config(self):
-        # keras.models.clone_model asks for it; it would give a bare functional model.
-        raise ValueError(
-            "keras.models.clone_model can't copy a Segmenter, only the layers of its "
-            "graph. For a new one with new weights call "
-            "keras_segadapter.Segmenter.from_config(model.get_config()). Received: a "
-            f"model with the output '{self.name}'"
-        )
-
-
-def _ignored_by(losses, num_classes):
-    """Return a sorted list of the ids that the losses of a dict ignore."""
-    ids = set()
-    for loss in (losses or {}).values():
-        loss = getattr(loss, "loss", loss)  # inside a ResizedLoss
-        ids.update(ignored_ids(getattr(loss, "ignore_class", None), num_classes))
-    return sorted(ids)
-
-
-def _ids(things):
-    return [id(thing) for thing in things]
-
-
-def _check_learning(model):
-    """Validate that the weights that learn are those at `compile`.
-
-    Raises:
-        ValueError: If they are not: Keras would go on with a mix of both.
-    """
-    if _ids(model.trainable_variables) != model._learning:
-        raise ValueError(
-            "Layers were frozen or unfrozen after compile, which Keras does not heed "
-            "before the next compile. Call model.compile(...) again, with a new "
-            f"optimizer. Received: {len(model.trainable_variables)} trainable weights, "
-            f"and {len(model._learning)} at compile"
-        )
-
-
-def _check_layers(taken, adapters, aux, **arguments):
-    """Validate that the parts are layers, with names that no other layer has."""
-    arguments = {name: layer for name, layer in arguments.items() if layer is not None}
-    for name, layer in arguments.items():
-        if not isinstance(layer, keras.Layer):
-            raise TypeError(
-                f"`{name}` must be a Keras layer. Received: {name}={layer!r}"
-            )
-    owners = dict.fromkeys(taken, "a layer of the backbone")
-    parts = [("adapters", adapter) for adapter in adapters] + [*arguments.items()]
-    for owner, layer in parts + [("aux", aux)] * isinstance(aux, keras.Layer):
-        if layer.name in owners:
-            raise ValueError(
-                "The layers of a model must have different names. Build one of the two "
-                f"with another `name`. Received: `{owner}` and {owners[layer.name]}, "
-                f"both named '{layer.name}'"
-            )
-        owners[layer.name] = f"`{owner}`"
-
-
-def _check_scores(name, layer, scores, num_classes):
-    if len(getattr(scores, "shape", ())) != 4 or scores.shape[-1] != num_classes:
-        raise ValueError(
-            f"`{name}` must turn a list of feature maps into class scores (batch, "
-            f"height, width, {num_classes}). Received: {name}={layer!r}, which gave "
-            f"{scores}"
-        )

@@ -222,38 +222,6 @@ def check_feature_maps(layer, input_shape):
         check_feature_map(layer, shape)
 
 
-def check_outputs(names, **arguments):
-    """Validate that dicts by output name outputs that the model has.
-
-    Raises:
-        ValueError: If one of `arguments` of `compile` is a dict with another name.
-    """
-    for argument, value in arguments.items():
-        unknown = sorted(set(value) - set(names)) if isinstance(value, dict) else []
-        if unknown:
-            raise ValueError(
-                f"`{argument}` must name outputs of the model, which are {names}. "
-                f"Received: {argument}={value!r} with {unknown}"
-            )
-
-
-def check_loss_weights(weights):
-    """Validate the argument `loss_weights` of `compile`.
-
-    Raises:
-        TypeError: If it is neither a dict, a list nor None.
-        ValueError: If it holds something other than finite numbers.
-    """
-    if weights is not None and not isinstance(weights, (dict, list, tuple)):
-        raise TypeError(
-            '`loss_weights` must be a dict of numbers by output, such as {"logits": '
-            f'1.0, "aux": 0.4}}. Received: loss_weights={weights!r}'
-        )
-    items = weights.items() if isinstance(weights, dict) else enumerate(weights or ())
-    for key, weight in items:
-        check_number(f"loss_weights[{key!r}]", weight)
-
-
 def list_names(names, most=4):
     """Return names in one line of text, of which the first `most` are written out."""
     if not names:

@@ -10,7 +10,6 @@ from keras_segadapter.graph.inside import layers_inside
 from keras_segadapter.graph.probe import Graph
 from keras_segadapter.graph.replay import record, replay
 from keras_segadapter.layers.faster import call_by_own_means
-from keras_segadapter.layers.resize import ResizeLike
 from keras_segadapter.layers.tokens import TokensToMap
 
 
@@ -191,14 +190,3 @@ def neck_divisor(neck, stages, features):
 def _grid(image, stride):
     """Return a map with one pixel per patch: the last pixel of each whole patch."""
     return image[:, stride - 1 :: stride, stride - 1 :: stride]
-
-
-def add_at_finest(scores, name):
-    """Resize the stages' scores to the first one's size and add them, in float32."""
-    resized = [
-        ResizeLike(dtype="float32")([stage_scores, scores[0]])
-        for stage_scores in scores[1:]
-    ]
-    if not resized:
-        return scores[0]
-    return layers.Add(dtype="float32", name=name)([scores[0], *resized])
