@@ -26,7 +26,7 @@ from keras_segadapter.data.reading import read_mask
 from keras_segadapter.layers.faster import DepthwiseConv2D
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("inspect", "train", "predict", "evaluate", "export")
+COMMANDS = ("inspect", "train", "predict", "evaluate", "export", "demo")
 SMALL_BACKBONE = backbones.small_backbone
 NAMES = ("background", "leaf", "stem")
 COLORS = np.array([(0, 0, 0), (0, 200, 0), (200, 100, 0)], "uint8")

@@ -121,6 +121,7 @@ READING_ORDER = [
     "cli.train_arguments",
     "cli.train",
     "cli.predict",
+    "cli.demo",
     "cli.evaluate",
     "cli.export",
     "cli.parser",

@@ -48,10 +48,9 @@ def add_command(commands, run, follows, result, description, epilog=None):
     return parser.add_argument
 
 
-def add_model(add):
-    add(
-        "model", type=Path, metavar="MODEL", help="a .keras file, or SegFormerB0:ade20k"
-    )
+def add_model(add, also=""):
+    text = f"a .keras file, {also}or SegFormerB0:ade20k"
+    add("model", type=Path, metavar="MODEL", help=text)
 
 
 def add_data(add, channels="3"):

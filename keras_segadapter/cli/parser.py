@@ -7,6 +7,7 @@ import sys
 import keras
 
 from keras_segadapter.cli.arguments import STYLE
+from keras_segadapter.cli.demo import add_demo
 from keras_segadapter.cli.evaluate import add_evaluate
 from keras_segadapter.cli.export import add_export
 from keras_segadapter.cli.inspect import add_inspect
@@ -43,7 +44,8 @@ def parse(argv):
         help="show where in the program an error arose; goes before COMMAND",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_inspect, add_train, add_predict, add_evaluate, add_export):
+    adders = (add_inspect, add_train, add_predict, add_evaluate, add_export, add_demo)
+    for add in adders:
         add(commands)
     args = parser.parse_args(argv)
     if "data" in args:

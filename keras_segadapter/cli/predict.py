@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 import keras_segadapter as ksa
-from keras_segadapter.cli.arguments import add_command, integer
+from keras_segadapter.cli.arguments import add_command, add_model, integer
 from keras_segadapter.cli.models import is_segmenter_name, load_segmenter
 from keras_segadapter.data.reading import PICTURES, read_image, write_mask
 
@@ -31,12 +31,7 @@ def add_predict(commands):
     """Add the command `predict`."""
     usage, result = "MODEL INPUT...", "masks and overlays of photos"
     add = add_command(commands, predict, usage, result, DESCRIPTION)
-    add(
-        "model",
-        type=Path,
-        metavar="MODEL",
-        help="a .keras file, an exported model, or SegFormerB0:ade20k",
-    )
+    add_model(add, "an exported model, ")
     add(
         "inputs",
         type=Path,
