@@ -3,7 +3,7 @@
 from keras_segadapter.data.augmentation import Augmentation
 from keras_segadapter.data.coco import open_coco
 from keras_segadapter.data.folders import FolderDataset
-from keras_segadapter.data.inspection import FolderReport, inspect_folder
+from keras_segadapter.data.inspection import inspect_folder
 from keras_segadapter.data.labels import (
     ADE20K,
     BINARY,
@@ -14,6 +14,7 @@ from keras_segadapter.data.labels import (
     Labels,
 )
 from keras_segadapter.data.opening import open_folder
+from keras_segadapter.data.report import FolderReport
 from keras_segadapter.data.scenes import SCENE_CLASSES, make_scenes
 from keras_segadapter.data.tfds import open_tfds
 

@@ -12,7 +12,7 @@ from keras_segadapter.data.counting import count_classes, count_ids
 from keras_segadapter.data.disk import show_progress
 from keras_segadapter.data.epochs import epoch_order
 from keras_segadapter.data.label_table import LabelTable
-from keras_segadapter.data.reading import read_ids_and_colors, read_image
+from keras_segadapter.data.pairs import read_classes, read_pair
 from keras_segadapter.data.resizing import resize_image, resize_mask
 from keras_segadapter.data.sources import check_shard, find_files
 from keras_segadapter.validation import check_integer, check_size
@@ -216,10 +216,13 @@ class FolderDataset(keras.utils.PyDataset):
 
         Masks are read at their own size, without augmentation; images are not read.
         """
-        count = len(self.mask_paths)
+
+        def count(path):
+            return count_ids(read_classes(path, self._table))
+
         with ThreadPoolExecutor(self.threads) as pool:
-            found = pool.map(lambda i: count_ids(self._read_mask(i)), range(count))
-            found = show_progress(found, count, "mask")
+            found = pool.map(count, self.mask_paths)
+            found = show_progress(found, len(self.mask_paths), "mask")
             return count_classes(found, self.num_classes)
 
     def close(self):
@@ -255,37 +258,8 @@ class FolderDataset(keras.utils.PyDataset):
         Raises:
             ValueError: If one of the two files is faulty.
         """
-        image = read_image(self.image_paths[i], self.channels)
-        path, classes = self.mask_paths[i], self._read_mask(i)
-        size = image.shape[:2]
-        if classes.shape != size:
-            turned = (size[0] - size[1]) * (classes.shape[0] - classes.shape[1]) < 0
-            if not self.resize_masks or turned:
-                fix = (
-                    "One of them is turned: correct the file."
-                    if turned
-                    else "Pass `resize_masks=True` (--resize-masks on the command line)"
-                    " to resize the mask."
-                )
-                raise ValueError(
-                    f"An image and its mask must have the same (height, width). {fix} "
-                    f"Received: {self.image_paths[i]} of size {size}, {path} of size "
-                    f"{classes.shape}"
-                )
-            classes = resize_mask(classes, size)
-        return image, classes
-
-    def _read_mask(self, i):
-        """Return the classes `(H, W)` in mask i, at its own size.
-
-        Raises:
-            ValueError: If the file is faulty.
-        """
-        path = self.mask_paths[i]
-        if hasattr(path, "read"):  # drawn from a COCO file
-            return self._table.look_up(path.read(), path, None)
-        mask, colors = read_ids_and_colors(path, self._table.by_color)
-        return self._table.look_up(mask, path, colors)
+        paths = self.image_paths[i], self.mask_paths[i]
+        return read_pair(*paths, self._table, self.channels, self.resize_masks)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class LabelTable:
             pairs = pairs | {id_: id_ for id_ in allowed if id_ < LIMIT}
         ids = {key: c for key, c in pairs.items() if not isinstance(key, tuple)}
         colors = {key: c for key, c in pairs.items() if isinstance(key, tuple)}
-        packed = _pack(np.array([*colors], "uint8").reshape(-1, 3)).tolist()
+        packed = pack(np.array([*colors], "uint8").reshape(-1, 3)).tolist()
         self._ids = _Lookup(ids, self.dtype)
         packed = dict(zip(packed, colors.values(), strict=True))
         self._colors = _Lookup(packed, self.dtype)
@@ -105,7 +105,7 @@ class LabelTable:
         """
         found = []
         if colors is not None and self._colors:
-            found.append(self._colors.find(_pack(colors)))
+            found.append(self._colors.find(pack(colors)))
         if mask is not None and self._ids:
             found.append(self._ids.find(mask))
         whole = [classes for classes, known in found if known.all()]
@@ -134,9 +134,9 @@ class LabelTable:
                 allowed += ", or the colors of `labels`"
         as_colors = colors is not None and (mask is None or self.by_color)
         if as_colors:
-            found, counts = np.unique(_pack(colors), return_counts=True)
+            found, counts = np.unique(pack(colors), return_counts=True)
             known = self._colors.find(found)[1]
-            values = [(i >> 16, (i >> 8) & 255, i & 255) for i in found.tolist()]
+            values = [*map(unpack, found.tolist())]
             if not self._colors:
                 fix = (
                     "For color-coded masks, pass labels=keras_segadapter.data.Labels("
@@ -195,7 +195,12 @@ class _Lookup:
         return self.classes[places], self.known[places]
 
 
-def _pack(colors):
+def pack(colors):
     """Return RGB colors, uint8 `(..., 3)`, as integers, int32 `(...)`."""
     r, g, b = (colors[..., i].astype("int32") for i in range(3))
     return (r << 16) | (g << 8) | b
+
+
+def unpack(number):
+    """Return the RGB color that was packed as an integer."""
+    return number >> 16 & 255, number >> 8 & 255, number & 255
