@@ -348,7 +348,7 @@ class Segmenter(keras.Model):
         by_loss = ignored_by(loss, num_classes)
         # A list of metrics is for the logits, whose name is not put in front of theirs.
         by_output = isinstance(metrics, dict) or isinstance(weighted, dict)
-        self._measured = names if by_output else ["logits"]
+        self._measures_all = by_output and len(names) > 1
         metrics, weighted = (
             fit_metrics(value, num_classes, sorted({*ids, *by_loss}))
             for value in (metrics, weighted)
@@ -497,18 +497,14 @@ class Segmenter(keras.Model):
         masks = y if isinstance(y, dict) else {"logits": y}
         self._watch.update_state(x, masks, y_pred)
         values = self._for_each_output(y), y_pred, self._for_each_output(sample_weight)
-        y, y_pred, sample_weight = map(self._measured_of, values)
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        if not self._measures_all:
+            values = [value if value is None else value["logits"] for value in values]
+        return super().compute_metrics(x, *values)
 
     def _for_each_output(self, value):
         if value is None or isinstance(value, dict):
             return value
         return dict.fromkeys(self.output, value)
-
-    def _measured_of(self, values):
-        if values is None or len(self._measured) > 1:
-            return values
-        return values[self._measured[0]]
 
     def predict(self, x, *args, **kwargs):
         """Predict logits `(N, H, W, K)` at image size; arguments as in Keras.
