@@ -6,6 +6,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
+
 import keras_segadapter as ksa
 from keras_segadapter.cli.arguments import add_command, add_model, integer
 from keras_segadapter.cli.models import is_segmenter_name, load_segmenter
@@ -65,17 +67,16 @@ def add_demo(commands):
 
 def demo(args):
     """Serve the page of a model until Ctrl-C."""
+    # Else Gradio would keep runs in the browser, and tell its makers about its use.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import_package("gradio")  # It raises before work is lost.
     load = load_segmenter if is_segmenter_name(args.model) else ksa.open_exported
     model = load(args.model)
     if origin := getattr(model, "weights_origin", None):
         print(f"pretrained weights: {origin}; their license applies")
     with tempfile.TemporaryDirectory(prefix="segadapter_demo_") as folder:
-        # Else Gradio would leave pictures on the disk and runs in the browser, and tell
-        # its makers what it is used for.
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        os.environ["GRADIO_RUN_HISTORY"] = "False"
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads, and of what is shown
         page = build_demo(model, f"segadapter demo {args.model}")
         try:
             _, url, _ = page.launch(
@@ -92,6 +93,11 @@ def demo(args):
             )
             print(f"open {url} in a browser; Ctrl-C ends the demo", flush=True)
             threading.Event().wait()
+        except OSError as error:
+            raise ValueError(
+                "The page can't be served here. Choose another --port, or leave it and "
+                f"--host out. Received: --host {args.host} --port {args.port}"
+            ) from error
         finally:
             page.close(verbose=False)
 
@@ -139,7 +145,7 @@ def build_demo(model, title="segadapter demo"):
         except (ImportError, OSError, TypeError, ValueError) as error:
             text = str(error).replace(str(path), Path(str(path)).name)
             raise gradio.Error(
-                html.escape(text), duration=None, print_exception=False
+                html.escape(text, quote=False), duration=None, print_exception=False
             ) from error
         return {place: seen[title] for title, place in shown.items()}
 
@@ -171,10 +177,10 @@ def build_demo(model, title="segadapter demo"):
             if "coarse map" in titles:
                 show("coarse map")
         for kind in ("side", "X", "Y"):
-            with gradio.Row():
-                for name in titles:
-                    if name.split()[0] == kind:
-                        show(name, 160)
+            if stages := [name for name in titles if name.split()[0] == kind]:
+                with gradio.Row():
+                    for name in stages:
+                        show(name, min_width=140)
         gradio.Markdown(_EXPORTED if views is None else _STAGES)
         button.click(
             segment,
@@ -182,6 +188,7 @@ def build_demo(model, title="segadapter demo"):
             [*shown.values()],
             preprocess=False,  # The library reads the file as it was uploaded.
             concurrency_limit=1,
+            show_progress_on=shown["overlay"],
         )
     return page
 
@@ -233,15 +240,17 @@ def look_at(path, model, views=None):
 
 def _list_classes(shares, names, colors):
     """Return a table of the classes that occur, the largest first, as HTML."""
-    cell = '<td style="border: none; padding: 2px 8px; '
-    rows = [
-        f'<tr>{cell}background: #{bytes(colors[i]).hex()}"></td>'
-        f'{cell}">{html.escape(names[i] if names else f"class {i}")}</td>'
-        f'{cell}text-align: right">{shares[i]:.1%}</td></tr>'
-        for i in (-shares).argsort(stable=True)
-        if shares[i]
-    ]
-    return f"<table>{''.join(rows)}</table>"
+    # Gradio would draw lines around rows and cells.
+    bare = 'style="border: none; overflow-wrap: anywhere; padding: 2px 8px; '
+    table = ""
+    for i in (-shares).argsort(stable=True)[: np.count_nonzero(shares)]:
+        name = html.escape(names[i]) if names else f"class {i}"
+        share = f"{shares[i]:.1%}" if shares[i] >= 0.001 else "&lt;0.1%"
+        table += (
+            f'<tr {bare}"><td {bare}background: #{bytes(colors[i]).hex()}"></td>'
+            f'<td {bare}">{name}</td><td {bare}text-align: right">{share}</td></tr>'
+        )
+    return f'<table {bare}">{table}</table>'
 
 
 def _within(most, height, width):
