@@ -58,15 +58,14 @@ from keras_segadapter.training.compiling import (
     learning,
     losses_by_output,
 )
-from keras_segadapter.training.optimizers import AdamW, with_loss_scale
-from keras_segadapter.training.resume import locked, prepare_fit
-from keras_segadapter.training.watch import (
-    DataWatch,
-    StopOnNonsense,
+from keras_segadapter.training.data_checks import (
     check_data,
     check_first_images,
     check_validation,
 )
+from keras_segadapter.training.optimizers import AdamW, with_loss_scale
+from keras_segadapter.training.resume import locked, prepare_fit
+from keras_segadapter.training.watch import DataWatch, StopOnNonsense
 from keras_segadapter.validation import (
     check_config,
     check_integer,

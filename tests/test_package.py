@@ -104,6 +104,7 @@ READING_ORDER = [
     "training.optimizers",
     "training.schedules",
     "training.paper_optimizer",
+    "training.data_checks",
     "training.watch",
     "training.balance",
     "training.averages",
