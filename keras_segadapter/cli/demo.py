@@ -241,14 +241,15 @@ def look_at(path, model, views=None):
 def _list_classes(shares, names, colors):
     """Return a table of the classes that occur, the largest first, as HTML."""
     # Gradio would draw lines around rows and cells.
-    bare = 'style="border: none; overflow-wrap: anywhere; padding: 2px 8px; '
+    bare = 'style="border: none; padding: 2px 8px; white-space: nowrap; '
     table = ""
     for i in (-shares).argsort(stable=True)[: np.count_nonzero(shares)]:
         name = html.escape(names[i]) if names else f"class {i}"
         share = f"{shares[i]:.1%}" if shares[i] >= 0.001 else "&lt;0.1%"
         table += (
             f'<tr {bare}"><td {bare}background: #{bytes(colors[i]).hex()}"></td>'
-            f'<td {bare}">{name}</td><td {bare}text-align: right">{share}</td></tr>'
+            f'<td {bare}white-space: normal; overflow-wrap: anywhere">{name}</td>'
+            f'<td {bare}text-align: right">{share}</td></tr>'
         )
     return f'<table {bare}">{table}</table>'
 
