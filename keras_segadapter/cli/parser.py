@@ -24,6 +24,7 @@ Segment images with models that have adapters in their backbone.
   segadapter inspect FOLDER
   segadapter train FOLDER --backbone MobileNetV3Small --size 256 256
   segadapter predict runs/FOLDER/best.keras photo.jpg
+  segadapter demo runs/FOLDER/best.keras
 
 The environment chooses Keras' backend: KERAS_BACKEND=torch segadapter train FOLDER.
 """
