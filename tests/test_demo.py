@@ -361,28 +361,38 @@ def test_errors_stand_in_the_page_in_the_librarys_words(model, tmp_path, write, 
     assert not raised.value.print_exception
 
 
+@pytest.fixture
+def own_environment(monkeypatch):
+    """Undo what the command changes in the environment."""
+    for name in ("GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["none.keras"], "MODEL must be a .keras file"),
-        (["none.onnx"], "There is no exported model at this path"),
-    ],
-)
-def test_models_that_cannot_be_opened(arguments, words, capsys, monkeypatch):
+@pytest.mark.usefixtures("own_environment")
+def test_what_cannot_be_served_costs_one_line(model, tmp_path, monkeypatch, capsys):
     pytest.importorskip("gradio")
-    for name in ("GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(name, "")  # and what they were before is there afterwards
-    assert main(["demo", *arguments]) == 1
-    assert words in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    model.save("model.keras")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, words in (
+            (["none.keras"], "MODEL must be a .keras file"),
+            (["none.onnx"], "There is no exported model at this path"),
+            (["model.keras", "--port", port], f"--host 127.0.0.1 --port {port}"),
+        ):
+            assert main(["demo", *arguments]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("segadapter: error: ") and words in line
 
 
+@pytest.mark.usefixtures("own_environment")
 def test_without_gradio(model, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     install = "pip install keras-segadapter[demo]"
     with pytest.raises(ImportError, match=re.escape(install)):
         build_demo(model)
-    for name in ("GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(name, "")
     assert main(["demo", "model.keras"]) == 1
     assert install in capsys.readouterr().err
