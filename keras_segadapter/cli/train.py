@@ -243,6 +243,8 @@ def _compile(args, model, data):
     arrays = isinstance(data, tuple)
     batches = -(-len(data[0]) // args.batch) if arrays else len(data)
     steps = args.epochs * batches
+    few = "; few, of which more --epochs or a smaller --batch make more"
+    print(f"steps: {batches} an epoch, {steps} in all{few if steps < 100 else ''}")
     warmup = min(steps // 10, 1500)
     schedule = keras.optimizers.schedules.CosineDecay(
         args.lr / 100, steps - warmup, warmup_target=args.lr, warmup_steps=warmup
