@@ -1,12 +1,29 @@
 """What people read, the README and the pages of the site, and what they are made of."""
 
+import json
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs/pages"
 FILES = [ROOT / "README.md", *sorted(SITE.rglob("*.md"))]
+NOTEBOOKS = {
+    str(path.relative_to(ROOT)): json.loads(path.read_text())["cells"]
+    for path in sorted(SITE.glob("notebooks/*.ipynb"))
+}
+
+
+def as_page(cells):
+    """Return the text of a notebook, with its code in blocks of "cell"."""
+    texts = ["".join(cell["source"]) for cell in cells]
+    return "\n\n".join(
+        f"```cell\n{text}\n```" if cell["cell_type"] == "code" else text
+        for cell, text in zip(cells, texts, strict=True)
+    )
+
+
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+PAGES |= {name: as_page(cells) for name, cells in NOTEBOOKS.items()}
 README = PAGES["README.md"]
 
 

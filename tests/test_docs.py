@@ -168,7 +168,8 @@ def figures(path):
 
 def test_the_navigation_holds_every_page_and_no_other():
     listed = re.findall(r": ([\w/]+\.md)$", CONFIG, re.MULTILINE)
-    pages = [str(path.relative_to(SITE)) for path in SITE.rglob("*.md")]
+    files = [*SITE.rglob("*.md"), *SITE.glob("notebooks/*.ipynb")]
+    pages = [str(path.relative_to(SITE).with_suffix(".md")) for path in files]
     assert sorted(listed) == sorted(pages)
 
 
