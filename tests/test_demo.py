@@ -247,7 +247,9 @@ def test_the_command_serves_a_page(model, scene, tmp_path):
         picture = {"path": str(scene), "meta": {"_type": "gradio.FileData"}}
         call = f"{url}gradio_api/call/segment"
         event = httpx.post(call, json={"data": [picture]}).json()["event_id"]
-        assert "was not uploaded" in httpx.get(f"{call}/{event}", timeout=60).text
+        answer = httpx.get(f"{call}/{event}", timeout=60).text
+        assert answer.startswith("event: error")
+        assert "not uploaded by a user" in errors.read_text()
         assert httpx.get(f"{url}gradio_api/file={scene}").status_code == 403
         files = {"files": ("large.png", bytes(33 * 2**20))}
         assert httpx.post(f"{url}gradio_api/upload", files=files).status_code == 413
