@@ -27,7 +27,7 @@ def read(path, command=""):
     return {"command": command, "versions": {}, "runs": []}
 
 
-def report(final, chosen, arms, choices, start):
+def report(final, chosen, arms, choices, start, taken):
     """Write the tables beside the records, and print them."""
     runs = read(final)["runs"]
     lines = ["# What adapters add on street scenes", "", NOTE]
@@ -40,6 +40,8 @@ def report(final, chosen, arms, choices, start):
     if tried:
         lines += ["## What was tried before `val` was scored", ""]
         lines += [*by_choice(tried, choices, start), ""]
+        took = [f"{listed(changes)} in {arm}" for arm, changes in taken.items()]
+        lines += [f"Taken: {'; '.join(took) or 'nothing'}.", ""]
     text = "\n".join(lines)
     final.with_suffix(".md").write_text(text)
     print(text)
@@ -117,7 +119,7 @@ def by_choice(runs, choices, start):
         ]
         yield row(
             arm,
-            ", ".join(f"{key} {value}" for key, value in changed.items()),
+            listed(changed),
             len(found),
             spread([run["val_miou"] for run in found]),
             interval(gains),
@@ -151,6 +153,10 @@ def spread(shares):
     points = [100 * share for share in shares]
     deviation = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
     return f"{statistics.mean(points):.1f}{deviation}"
+
+
+def listed(changes):
+    return ", ".join(f"{key} {value}" for key, value in changes.items())
 
 
 def row(*cells):

@@ -50,7 +50,7 @@ def write_scenes(folder):
 def record(evidence, dataset, arm, seed, miou, **changed):
     return {
         **{"dataset": dataset, "arm": arm, "seed": seed, "val_miou": miou},
-        **{"settings": {**evidence.SETTINGS, **changed}, "across_miou": miou / 2},
+        **{"settings": {**evidence.START, **changed}, "across_miou": miou / 2},
         "val_iou": dict.fromkeys(evidence.CLASSES[dataset], miou),
         **{"trained_parameters": 2e6, "multiply_adds": 3e9},
         **{"seconds": 90, "peak_mb": 1000, "history": {"loss": [1.0]}},
@@ -68,7 +68,7 @@ def test_each_arm_is_trained_scored_saved_and_scored_again(
     monkeypatch.setattr(evidence, "CROP", 32)
     for dataset in evidence.CLASSES:
         write_scenes(tmp_path / dataset)
-    settings, learned = {**evidence.SETTINGS, "epochs": 2}, {}
+    settings, learned = {**evidence.START, "epochs": 2}, {}
     for arm in evidence.ARMS:
         task = {"dataset": "camvid", "arm": arm, "seed": 0, "held_back": False}
         task |= {"settings": settings, "data": str(tmp_path)}
@@ -164,6 +164,7 @@ def test_the_tables_are_those_of_the_records(evidence, tables, tmp_path):
         if path.exists():
             (tmp_path / path.name).write_text(path.read_text())
     final, chosen = (tmp_path / p.name for p in (evidence.FINAL, evidence.CHOSEN))
-    tables.report(final, chosen, evidence.ARMS, evidence.CHOICES, evidence.START)
+    plan = (evidence.CHOICES, evidence.START, evidence.TAKEN)
+    tables.report(final, chosen, evidence.ARMS, *plan)
     written = evidence.FINAL.with_suffix(".md").read_text()
     assert final.with_suffix(".md").read_text() == written
