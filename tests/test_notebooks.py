@@ -52,7 +52,7 @@ def test_a_notebook_holds_the_outputs_of_one_whole_run(name):
 # Meaning
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:unclosed file")  # Jupyter shows the pictures.
 @pytest.mark.parametrize("name", RUNNING)
 def test_a_notebook_runs_and_prints_what_it_shows(name, tmp_path, monkeypatch, capsys):
