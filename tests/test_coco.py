@@ -1,7 +1,7 @@
 """Masks drawn from the polygons and run lengths of COCO annotation files."""
 
-import builtins
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -231,13 +231,6 @@ def test_a_size_other_than_the_images_raises(tmp_path):
 
 
 def test_missing_pycocotools_raises(tmp_path, monkeypatch):
-    original = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("pycocotools"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     with pytest.raises(ImportError, match=r"pip install keras-segadapter\[coco\]"):
         open_coco(tmp_path / "all.json")

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "keras_segadapter"
 READING_ORDER = [
     "version",
+    "extras",
     "validation",
     "data_validation",
     "saving",

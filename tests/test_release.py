@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import keras_segadapter as ksa
+from keras_segadapter import extras
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -148,6 +149,19 @@ def test_nothing_in_the_package_unpickles_or_executes():
 
 
 # Edges
+
+
+def test_an_error_names_the_extra_that_brings_a_package(monkeypatch):
+    given = PROJECT["optional-dependencies"]
+    for module in (*extras._INSTALL, "onnx", "openvino"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+        with pytest.raises(ImportError, match=f"^This needs the package {module}") as e:
+            extras.import_extra(module, "This")
+        extra = re.search(r"pip install (\S+\[)?(.*?)\]?`", str(e.value))[2]
+        package = module.replace("_", "-")
+        assert extra == package == "litert-torch" or any(
+            re.match(rf"{package}\b", each) for each in given[extra]
+        )
 
 
 @pytest.mark.integration

@@ -7,7 +7,8 @@ from math import prod
 
 import numpy as np
 
-from keras_segadapter.backbones.weight_sources import import_reader, locate
+from keras_segadapter.backbones.weight_sources import locate
+from keras_segadapter.extras import import_extra
 
 # The largest backbone, ConvNeXt-XL, takes 1.6 GB in float32. The checkpoint of a
 # training holds Adam's two averages too, and perhaps one of the weights.
@@ -129,7 +130,7 @@ def check_tensors(model, expected, values):
 
 def _read_safetensors(file, leave_out):
     """Read a file of the format safetensors."""
-    safe_open = import_reader("safetensors", file).safe_open
+    safe_open = import_extra("safetensors", f"Reading {file}").safe_open
     try:
         with safe_open(file, framework="numpy") as content:
             names = [key for key in [*content.keys()] if not re.match(leave_out, key)]
@@ -150,7 +151,7 @@ def _read_safetensors(file, leave_out):
 
 def _read_torch(file, leave_out):
     """Read a file of PyTorch."""
-    torch = import_reader("torch", file)
+    torch = import_extra("torch", f"Reading {file}")
     try:
         if zipfile.is_zipfile(file):  # its parts may be compressed
             with zipfile.ZipFile(file) as parts:

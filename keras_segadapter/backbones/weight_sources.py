@@ -2,8 +2,9 @@
 
 import json
 import re
-from importlib import import_module
 from pathlib import Path
+
+from keras_segadapter.extras import import_extra
 
 # Files that transformers writes, the safer one first.
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -52,8 +53,8 @@ def _download(source, files, required=True):
         Path, or None if the repository lacks the files and they are not `required`.
     """
     name, revision = _hub_name(source)
-    hub = import_reader("huggingface_hub", name)
-    absent = import_reader("huggingface_hub.errors", name).EntryNotFoundError
+    hub = import_extra("huggingface_hub", f"Reading weights={name!r}")
+    absent = import_extra("huggingface_hub.errors", name).EntryNotFoundError
     for file in files:
         try:
             return Path(hub.hf_hub_download(name, file, revision=revision))
@@ -126,15 +127,3 @@ def read_json(source, file):
             f"again. Received: weights={str(source)!r} with {str(path)!r}"
         ) from error
     return content if isinstance(content, dict) else {}
-
-
-def import_reader(module, source):
-    """Import an optional package that reads `source`."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise ImportError(
-            f"Reading these weights needs the package {package}. Install it with `pip "
-            f"install {package}`. Received: weights={str(source)!r}"
-        ) from error

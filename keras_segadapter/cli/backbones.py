@@ -1,12 +1,11 @@
 """Backbones by the names that the command line takes."""
 
-import importlib
-
 import keras
 from keras import layers
 
 import keras_segadapter as ksa
 from keras_segadapter.backbones.origin import name_origin
+from keras_segadapter.extras import import_extra
 
 
 def build_backbone(name, weights="imagenet", channels=3):
@@ -65,14 +64,7 @@ def build_backbone(name, weights="imagenet", channels=3):
 
 def _preset(library, preset):
     """Return a function that builds a preset of keras-hub or keras-cv."""
-    try:
-        models = importlib.import_module(library).models
-    except ImportError as error:
-        package = library.replace("_", "-")
-        raise ImportError(
-            f"This backbone needs the package {package}. Install it with: pip install "
-            f"keras-segadapter[{package}]"
-        ) from error
+    models = import_extra(library, "This backbone").models
     kinds = [kind for kind in vars(models).values() if isinstance(kind, type)]
     known = [
         kind

@@ -14,7 +14,7 @@ from keras_segadapter.cli.models import is_segmenter_name, load_segmenter
 from keras_segadapter.cli.predict import class_shares
 from keras_segadapter.data.reading import read_image
 from keras_segadapter.data.resizing import resize_image, resize_mask
-from keras_segadapter.inference.exported import import_package
+from keras_segadapter.extras import import_extra
 from keras_segadapter.inference.views import Views, heat
 from keras_segadapter.visualization import colorize, overlay, palette
 
@@ -70,7 +70,7 @@ def demo(args):
     # Else Gradio would keep runs in the browser, and tell its makers about its use.
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import_package("gradio")  # It raises before work is lost.
+    import_extra("gradio", "The demo")  # It raises before work is lost.
     load = load_segmenter if is_segmenter_name(args.model) else ksa.open_exported
     model = load(args.model)
     if origin := getattr(model, "weights_origin", None):
@@ -133,7 +133,7 @@ def build_demo(model, title="segadapter demo"):
     # page.launch()
     ```
     """
-    gradio = import_package("gradio")
+    gradio = import_extra("gradio", "The demo")
     views = Views(model) if hasattr(model, "stages") else None
     titles = [] if views is None else views.titles
     shown = {}

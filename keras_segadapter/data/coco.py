@@ -9,6 +9,7 @@ import numpy as np
 from keras_segadapter.data.disk import as_path, read_text
 from keras_segadapter.data.folders import FolderDataset
 from keras_segadapter.data.labels import Labels
+from keras_segadapter.extras import import_extra
 from keras_segadapter.validation import ignored_ids
 
 
@@ -60,13 +61,7 @@ def open_coco(annotations, images=None, **options):
     print(data.class_names, data[0][1].sum())  # ('background', 'cat') 16
     ```
     """
-    try:
-        import pycocotools.mask  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "open_coco needs pycocotools. Install it with "
-            "`pip install keras-segadapter[coco]`."
-        ) from error
+    import_extra("pycocotools.mask", "open_coco")  # It raises before work is lost.
     path = as_path("annotations", annotations)
     try:
         text = read_text(path)

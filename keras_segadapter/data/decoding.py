@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from keras_segadapter.data.disk import check_file
+from keras_segadapter.extras import import_extra
 
 _TIFF = (".tif", ".tiff")
 # The numbers of tags in TIFF files.
@@ -105,13 +106,7 @@ def _read_tiff(path, channels):
         ImportError: If tifffile is not installed.
         Image.DecompressionBombError: If it is too large.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError(
-            "This TIFF file has bands, pages or numbers that need tifffile. Install it "
-            f"with `pip install keras-segadapter[tiff]`. Received: {path}"
-        ) from error
+    tifffile = import_extra("tifffile", f"A TIFF file of this kind ({path})")
     with tifffile.TiffFile(path) as file:
         _check_size(file.series[0].size, channels)
         return file.asarray()

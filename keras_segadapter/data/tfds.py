@@ -6,6 +6,7 @@ from keras_segadapter.data.augmentation import check_augmentation
 from keras_segadapter.data.label_table import LabelTable
 from keras_segadapter.data.labels import CITYSCAPES, OXFORD_PETS
 from keras_segadapter.data.resizing import resize_image, resize_mask
+from keras_segadapter.extras import import_extra
 from keras_segadapter.validation import check_integer, check_size
 
 KNOWN = {"cityscapes": CITYSCAPES, "oxford_iiit_pet": OXFORD_PETS}
@@ -106,14 +107,8 @@ def open_tfds(
             "Pass `image_size=(height, width)`, or `augmentation` for training. "
             "Received: image_size=None"
         )
-    try:
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            "open_tfds needs tensorflow-datasets and TensorFlow. Install them with "
-            "`pip install keras-segadapter[data,tensorflow]`."
-        ) from error
+    tf = import_extra("tensorflow", "open_tfds")
+    tfds = import_extra("tensorflow_datasets", "open_tfds")
     builder = tfds.builder(name, data_dir=data_dir)
     table = _table(builder.name, num_classes, labels, ignore_class)
     if augmentation is not None:

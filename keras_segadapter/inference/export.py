@@ -10,11 +10,11 @@ import keras
 
 from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.reading import read_image
+from keras_segadapter.extras import import_extra
 from keras_segadapter.inference.exported import (
     FACTS_FILE,
     encoded_facts,
     fit_image,
-    import_package,
 )
 from keras_segadapter.inference.onnx_files import (
     pool_without_the_batch,
@@ -171,9 +171,9 @@ def _check_format(path, size, int8):
     if fault is not None:
         raise ValueError(f"{fault}. Received: path='{path}'")
     for package in _WRITERS[ending][on]:
-        import_package(package)
+        import_extra(package, f"Writing {ending or 'a SavedModel'}")
     if int8 and ending != ".tflite":
-        import_package("onnxruntime")
+        import_extra("onnxruntime", "Writing 8 bits")
 
 
 def calibration_images(model, size, calibration):

@@ -1,7 +1,6 @@
 """Exported files in their own runtimes: class ids of images, comparison with Keras."""
 
 import dataclasses
-import importlib
 import json
 import os
 import zipfile
@@ -14,6 +13,7 @@ from keras_segadapter.data.disk import as_path
 from keras_segadapter.data.reading import picture_pixels
 from keras_segadapter.data.scenes import make_scenes
 from keras_segadapter.data_validation import check_images
+from keras_segadapter.extras import import_extra
 from keras_segadapter.inference.rows import fit_images, label_dtype, resize
 from keras_segadapter.validation import (
     check_segmenter,
@@ -21,11 +21,6 @@ from keras_segadapter.validation import (
 
 # What LiteRT files and SavedModels keep, where other formats have metadata.
 FACTS_FILE = "keras_segadapter.json"
-_INSTALL = {
-    "tensorflow": "keras-segadapter[tensorflow]",
-    "gradio": "keras-segadapter[demo]",
-    "litert_torch": "litert-torch",  # in no extra, since it holds other packages back
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,7 +108,7 @@ def open_exported(path):
             f".keras file with keras.models.load_model. Received: path='{path}'"
         )
     package, open_file = _RUNTIMES[path.suffix]
-    runtime = import_package(package)
+    runtime = import_extra(package, "This file")
     try:
         run, shape, facts = open_file(runtime, path)
     except Exception as error:  # each runtime raises errors of its own
@@ -191,22 +186,6 @@ def fit_image(image, size, stride):
     It is resized to `size`, or padded to multiples of `stride` where that is None.
     """
     return fit_images(image.astype("float32")[None], size, stride)
-
-
-def import_package(name):
-    """Return a package by name.
-
-    Raises:
-        ImportError: If it is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.split(".")[0]
-        raise ImportError(
-            f"This needs the package {package}. Install it with `pip install "
-            f"{_INSTALL.get(package, 'keras-segadapter[export]')}`. Received: {error}"
-        ) from error
 
 
 def encoded_facts(facts):

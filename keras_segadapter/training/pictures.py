@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_segadapter.data.reading import read_image
+from keras_segadapter.extras import import_extra
 from keras_segadapter.inference.predict import check_input
 from keras_segadapter.inference.views import Views, heat
 from keras_segadapter.validation import check_integer, check_segmenter
@@ -159,12 +160,5 @@ class TrainingPictures(keras.callbacks.Callback):
 
 def _summary():
     """Return TensorFlow's writer of TensorBoard's files, which needs no backend."""
-    try:
-        import tensorboard  # noqa: F401
-        from tensorflow import summary
-    except ImportError as error:
-        raise ImportError(
-            "Pictures for TensorBoard need the packages tensorboard and tensorflow. "
-            "Install them with: pip install keras-segadapter[tensorboard]"
-        ) from error
-    return summary
+    import_extra("tensorboard", "TrainingPictures(tensorboard=)")
+    return import_extra("tensorflow", "TrainingPictures(tensorboard=)").summary
