@@ -232,7 +232,7 @@ def test_resume_goes_on_and_keeps_the_history(trained, tmp_path, capsys):
     assert run("train", data, "--epochs", 2, *flags, "--resume") == 0
     printed = capsys.readouterr().out
     assert "Resuming after epoch 1" in printed
-    assert "steps: 2 an epoch, 4 in all; few" in printed
+    assert "steps: 2 an epoch, 4 in all; that is few" in printed
     assert [row["epoch"] for row in read_history(tmp_path)] == [1, 2]
     assert run("train", data, "--epochs", 1, *flags, "--overwrite") == 0
     assert [row["epoch"] for row in read_history(tmp_path)] == [1]

@@ -243,7 +243,7 @@ def _compile(args, model, data):
     arrays = isinstance(data, tuple)
     batches = -(-len(data[0]) // args.batch) if arrays else len(data)
     steps = args.epochs * batches
-    few = "; few, of which more --epochs or a smaller --batch make more"
+    few = "; that is few: pass more --epochs or a smaller --batch"
     print(f"steps: {batches} an epoch, {steps} in all{few if steps < 100 else ''}")
     warmup = min(steps // 10, 1500)
     schedule = keras.optimizers.schedules.CosineDecay(
