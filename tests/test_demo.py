@@ -167,9 +167,11 @@ def test_the_page_of_an_exported_file(scene):
     )
 
 
-# The command, which says of each address that it asks for something.
+# The command, which says of each address that it asks for something. Shells make
+# commands in the background, such as a run of the tests, ignore Ctrl-C.
 WATCHED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def watch(event, args):
     if event in ("socket.connect", "socket.getaddrinfo"):
         print("asks", args[1] if event[7:] == "connect" else args[:2], file=sys.stderr)
@@ -213,7 +215,10 @@ def served(model, folder):
             yield url, errors
         finally:
             process.send_signal(signal.SIGINT)
-            code = process.wait(60)
+            try:
+                code = process.wait(60)
+            finally:
+                process.kill()
     assert code == 130
     assert errors.read_text().endswith("segadapter: stopped by Ctrl-C.\n")
     assert "KeyboardInterrupt" not in errors.read_text()
