@@ -156,7 +156,8 @@ def spread(shares):
 
 
 def listed(changes):
-    return ", ".join(f"{key} {value}" for key, value in changes.items())
+    values = (f"{v:.3g}" if isinstance(v, float) else v for v in changes.values())
+    return ", ".join(map("{} {}".format, changes, values))
 
 
 def row(*cells):
