@@ -13,7 +13,7 @@ _INSTALL = {
     "safetensors": "keras-segadapter[weights]",
     "tensorboard": "keras-segadapter[tensorboard]",
     "tensorflow": "keras-segadapter[tensorflow]",
-    "tensorflow_datasets": "keras-segadapter[data]",
+    "tensorflow_datasets": "keras-segadapter[data,tensorflow]",
     "tifffile": "keras-segadapter[tiff]",
     "torch": "keras-segadapter[torch]",
 }

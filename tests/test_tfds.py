@@ -307,5 +307,7 @@ def test_one_of_several_features_is_chosen():
 
 def test_missing_tensorflow_datasets_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r"pip install keras-segadapter\[data\]"):
+    with pytest.raises(
+        ImportError, match=r"pip install keras-segadapter\[data,tensorfl"
+    ):
         open_tfds("oxford_iiit_pet", image_size=SIZE)

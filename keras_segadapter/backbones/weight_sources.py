@@ -53,8 +53,9 @@ def _download(source, files, required=True):
         Path, or None if the repository lacks the files and they are not `required`.
     """
     name, revision = _hub_name(source)
-    hub = import_extra("huggingface_hub", f"Reading weights={name!r}")
-    absent = import_extra("huggingface_hub.errors", name).EntryNotFoundError
+    purpose = f"Reading weights={name!r}"
+    hub = import_extra("huggingface_hub", purpose)
+    absent = import_extra("huggingface_hub.errors", purpose).EntryNotFoundError
     for file in files:
         try:
             return Path(hub.hf_hub_download(name, file, revision=revision))

@@ -10,7 +10,7 @@ import numpy as np
 
 import keras_segadapter as ksa
 from keras_segadapter.cli.arguments import add_command, add_model, integer
-from keras_segadapter.cli.models import is_segmenter_name, load_segmenter
+from keras_segadapter.cli.models import open_model
 from keras_segadapter.cli.predict import class_shares
 from keras_segadapter.data.reading import read_image
 from keras_segadapter.data.resizing import resize_image, resize_mask
@@ -71,10 +71,7 @@ def demo(args):
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import_extra("gradio", "The demo")  # It raises before work is lost.
-    load = load_segmenter if is_segmenter_name(args.model) else ksa.open_exported
-    model = load(args.model)
-    if origin := getattr(model, "weights_origin", None):
-        print(f"pretrained weights: {origin}; their license applies")
+    model = open_model(args.model)
     with tempfile.TemporaryDirectory(prefix="segadapter_demo_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads, and of what is shown
         page = build_demo(model, f"segadapter demo {args.model}")

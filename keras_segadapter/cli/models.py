@@ -15,6 +15,18 @@ def is_segmenter_name(path):
     return path.suffix == ".keras" or _PUBLISHED.fullmatch(str(path)) is not None
 
 
+def open_model(path):
+    """Load a `Segmenter` or open an exported file, and say what licenses apply.
+
+    Raises:
+        ValueError: As `load_segmenter` and `open_exported` raise it.
+    """
+    model = (load_segmenter if is_segmenter_name(path) else ksa.open_exported)(path)
+    if origin := getattr(model, "weights_origin", None):
+        print(f"pretrained weights: {origin}; their license applies")
+    return model
+
+
 def load_segmenter(path):
     """Load a `Segmenter` from a .keras file, or by name as in SegFormerB0:ade20k.
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter.cli.arguments import add_command, add_model, integer
-from keras_segadapter.cli.models import is_segmenter_name, load_segmenter
+from keras_segadapter.cli.models import is_segmenter_name, open_model
 from keras_segadapter.data.reading import PICTURES, read_image, write_mask
 
 _ENDINGS = ("_mask.png", "_overlay.png")
@@ -71,8 +71,6 @@ def predict(args):
     outputs = _name_outputs(photos, args.out)
     _check_outputs(photos, outputs, args.overwrite)
     model, segment, channels = _open(args)
-    if getattr(model, "weights_origin", None):
-        print(f"pretrained weights: {model.weights_origin}; their license applies")
     loaded = _peak_memory()
     for photo, written in zip(photos, outputs, strict=True):
         shares = _predict_one(photo, written, segment, channels, model.colors)
@@ -174,15 +172,15 @@ def _check_outputs(photos, outputs, overwrite):
 
 def _open(args):
     """Return the model, a function that segments a photo with it, and its channels."""
-    if is_segmenter_name(args.model):
-        model = load_segmenter(args.model)
-        tiles = {"tile": args.tile, "overlap": args.overlap}
-        segment = functools.partial(ksa.predict_labels, model, **tiles)
-        return model, segment, model.input_shape[-1]
-    if args.tile is not None or args.overlap is not None:
+    tiles = {"tile": args.tile, "overlap": args.overlap}
+    exported = not is_segmenter_name(args.model)
+    if exported and tiles != {"tile": None, "overlap": None}:
         args.parser.error("--tile and --overlap have no effect on exported models.")
-    model = ksa.open_exported(args.model)
-    return model, model, model.channels
+    model = open_model(args.model)
+    if exported:
+        return model, model, model.channels
+    segment = functools.partial(ksa.predict_labels, model, **tiles)
+    return model, segment, model.input_shape[-1]
 
 
 def _predict_one(photo, written, segment, channels, colors):

@@ -106,7 +106,9 @@ def _read_tiff(path, channels):
         ImportError: If tifffile is not installed.
         Image.DecompressionBombError: If it is too large.
     """
-    tifffile = import_extra("tifffile", f"A TIFF file of this kind ({path})")
+    tifffile = import_extra(
+        "tifffile", f"Reading the bands, pages or numbers of {path}"
+    )
     with tifffile.TiffFile(path) as file:
         _check_size(file.series[0].size, channels)
         return file.asarray()

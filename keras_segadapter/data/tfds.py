@@ -107,8 +107,8 @@ def open_tfds(
             "Pass `image_size=(height, width)`, or `augmentation` for training. "
             "Received: image_size=None"
         )
-    tf = import_extra("tensorflow", "open_tfds")
     tfds = import_extra("tensorflow_datasets", "open_tfds")
+    tf = import_extra("tensorflow", "open_tfds")
     builder = tfds.builder(name, data_dir=data_dir)
     table = _table(builder.name, num_classes, labels, ignore_class)
     if augmentation is not None:
