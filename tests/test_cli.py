@@ -19,7 +19,7 @@ from PIL import Image
 
 import keras_segadapter as ksa
 from keras_segadapter.backbones.convnext import LayerScale
-from keras_segadapter.cli import backbones, main
+from keras_segadapter.cli import backbones, main, train
 from keras_segadapter.cli.predict import _list_shares
 from keras_segadapter.cli.record import Record, read_history
 from keras_segadapter.data.reading import read_mask
@@ -222,6 +222,24 @@ def test_a_process_reads_the_files_and_ends_with_the_training(trained, tmp_path)
     assert training.returncode == 0
     assert len(read_history(tmp_path)) == len(readers) == 1
     assert not Path(f"/proc/{readers.pop()}").exists()
+
+
+@pytest.mark.parametrize(
+    "momentum, steps, told",
+    [(0.999, 16, "0.999, 98% of"), (0.999, 1000, None), (0.9, 16, None)],
+)
+def test_statistics_that_hardly_move_are_told(momentum, steps, told, capsys):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 4, 4)(inputs)
+    norm = keras.layers.BatchNormalization(momentum=momentum)
+    model = ksa.build_segmenter(keras.Model(inputs, norm(x)), 3)
+    capsys.readouterr()
+    train._tell_of_slow_norms(model, steps)
+    printed = capsys.readouterr().out
+    assert told in printed if told else not printed
+    norm.trainable = False
+    train._tell_of_slow_norms(model, steps)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.integration

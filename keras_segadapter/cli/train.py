@@ -18,6 +18,7 @@ from keras_segadapter.cli.sources import (
     scenes,
 )
 from keras_segadapter.cli.train_arguments import add_training
+from keras_segadapter.graph.inside import layers_inside
 from keras_segadapter.model_card import describe_input
 
 _MODELS = ("best.keras", "model.keras")
@@ -238,6 +239,25 @@ def _build(args, num_classes):
     return model
 
 
+def _tell_of_slow_norms(model, steps):
+    """Say so if batch norms end with most of the statistics that they start with."""
+    momentum = max(
+        (
+            layer.momentum
+            for _, layer in layers_inside(model)
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        ),
+        default=0,
+    )
+    kept = momentum**steps
+    if kept > 0.5:
+        print(
+            f"batch norms: at a momentum of {momentum:g}, {kept:.0%} of the statistics "
+            f"by which predictions are normalized will be older than these {steps} "
+            "steps; pass more --epochs, a smaller --batch, or --freeze"
+        )
+
+
 def _compile(args, model, data):
     """Compile the model with warm-up and a cosine over all steps."""
     arrays = isinstance(data, tuple)
@@ -245,6 +265,7 @@ def _compile(args, model, data):
     steps = args.epochs * batches
     few = "; that is few: pass more --epochs or a smaller --batch"
     print(f"steps: {batches} an epoch, {steps} in all{few if steps < 100 else ''}")
+    _tell_of_slow_norms(model, steps)
     warmup = min(steps // 10, 1500)
     schedule = keras.optimizers.schedules.CosineDecay(
         args.lr / 100, steps - warmup, warmup_target=args.lr, warmup_steps=warmup
