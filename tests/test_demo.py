@@ -182,8 +182,8 @@ sys.exit(main())
 
 
 @contextlib.contextmanager
-def served(model, folder):
-    """Run the command as a process, and stop it with Ctrl-C.
+def served(model, folder, stop=signal.SIGINT):
+    """Run the command as a process, and stop it with Ctrl-C or another signal.
 
     Yields:
         The address of the page, and the file with what the process says of errors.
@@ -214,13 +214,14 @@ def served(model, folder):
             assert said == f"open {url} in a browser; Ctrl-C ends the demo\n"
             yield url, errors
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
             try:
                 code = process.wait(60)
             finally:
                 process.kill()
-    assert code == 130
-    assert errors.read_text().endswith("segadapter: stopped by Ctrl-C.\n")
+    if stop == signal.SIGINT:
+        assert errors.read_text().endswith("segadapter: stopped by Ctrl-C.\n")
+    assert code == 128 + stop
     assert "KeyboardInterrupt" not in errors.read_text()
     asked = re.findall(r"^asks \('(.*?)',", errors.read_text(), re.MULTILINE)
     assert set(asked) == {"127.0.0.1"}
@@ -275,7 +276,7 @@ def test_the_page_in_a_browser(model, tmp_path):
         if path is None and not Path(driver.chromium.executable_path).exists():
             pytest.skip("There is no chromium.")
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        with served(model, tmp_path) as (url, errors):
+        with served(model, tmp_path, signal.SIGTERM) as (url, errors):
             for scheme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
                 size = {"width": width, "height": 900}
                 page = browser.new_page(color_scheme=scheme, viewport=size)

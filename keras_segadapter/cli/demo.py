@@ -2,6 +2,8 @@
 
 import html
 import os
+import signal
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -72,6 +74,8 @@ def demo(args):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import_extra("gradio", "The demo")  # It raises before work is lost.
     model = open_model(args.model)
+    # A process that is told to end by another one deletes its folder too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="segadapter_demo_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads, and of what is shown
         page = build_demo(model, f"segadapter demo {args.model}")
