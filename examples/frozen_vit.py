@@ -42,17 +42,13 @@ else:
     )
 backbone.trainable = False
 
-# One adapter for each fourth of the depth; class and register tokens pass by. Tokens
-# inside a transformer are not normalized: adapters see them through a layer norm of
-# their own, and the neck through the one in which the backbone ends.
+# One adapter for each fourth of the depth; class and register tokens pass by. Adapters
+# see the tokens through a layer norm of their own, and the neck through the one in
+# which the backbone ends.
 num_classes = len(ksa.data.SCENE_CLASSES)
 model = ksa.build_segmenter(
     backbone,
     num_classes,
-    adapters=[
-        ksa.SegAdapter(num_classes, scale_init=scale, normalize=True)
-        for scale in (1e-5, 1e-4, 1e-3, 1e-2)
-    ],
     neck=ksa.SimpleFeaturePyramid(),  # strides 4, 8, 16 and 32 instead of 16
     head=ksa.MLPHead(num_classes, channels=64),
     class_names=ksa.data.SCENE_CLASSES,

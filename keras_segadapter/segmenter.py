@@ -110,10 +110,10 @@ class Segmenter(keras.Model):
             end. Defaults to `find_stages(backbone)`.
         adapters: True for the paper's adapters (scale 1e-2 at the deepest stage, a
             tenth of it at each shallower one), False for the same model without them,
-            or a list of `SegAdapter`, one per tap, shallow to deep. Where an adapter of
-            `True` would have more than two fifths of the weights of its stage, as on
-            those of a ResNet-50, it gets a `width`, and a printed line says so.
-            Defaults to `True`.
+            or a list of `SegAdapter`, one per tap, shallow to deep. With `True`,
+            adapters get `normalize=True` where their stage does not end in a layer
+            norm, and a `width` where they would have more than two fifths of its
+            weights, as in a ResNet-50; printed lines say so. Defaults to `True`.
         neck: Layer from the list of adapted stage features to the list of feature maps
             that the head gets, such as `SimpleFeaturePyramid()` for a plain vision
             transformer. Features of taps in front of the final layer norm of a vision

@@ -83,13 +83,14 @@ def test_arguments_reach_the_backbone_and_the_head(tiny_backbone, monkeypatch, n
 
     def stand_in(*args):
         calls.append(args)
-        return tiny_backbone()
+        return tiny_backbone((4, 4, 6, 6))
 
     monkeypatch.setattr(models, name.removeprefix("Adapt"), stand_in)
     model = build(name, 5, "imagenet", (64, 96, 3), True, 8, 0.3, "mine")
     assert calls == [("imagenet", (64, 96, 3), 0.3)]
     assert (model.num_classes, model.name) == (5, "mine")
     assert model.get_layer("head").channels == 8
+    assert not any(adapter.normalize for adapter in model.adapters)
 
 
 @pytest.mark.integration

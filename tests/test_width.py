@@ -1,4 +1,4 @@
-"""Tests of the widths that adapters get by themselves on wide stages."""
+"""Tests of what adapters get by themselves: widths on wide stages, and norms."""
 
 import keras
 import numpy as np
@@ -28,7 +28,38 @@ def weights_of(model):
     return sum(layer.count_params() for layer in model.adapters)
 
 
+def normed(features):
+    """Build a backbone of two stages, each ending in what `features` makes of it."""
+    inputs = keras.Input((32, 48, 3))
+    x = features(layers.Conv2D(8, 4, 4)(inputs), (8, 12, 8))
+    return keras.Model(inputs, features(layers.Conv2D(8, 2, 2)(x), (4, 6, 8)))
+
+
+NORMED = {
+    "layer norm": (lambda x, shape: layers.LayerNormalization()(x), False),
+    "tokens": (
+        lambda x, shape: layers.Reshape(shape)(
+            layers.LayerNormalization()(layers.Reshape((-1, 8))(x))
+        ),
+        False,
+    ),
+    "none": (lambda x, shape: layers.ReLU()(x), True),
+    "batch norm": (lambda x, shape: layers.BatchNormalization()(x), True),
+    "sum": (lambda x, shape: x + layers.LayerNormalization()(x), True),
+}
+
+
 # Contract
+
+
+@pytest.mark.parametrize(("features", "expected"), NORMED.values(), ids=NORMED)
+def test_adapters_begin_with_a_norm_where_stages_end_in_none(
+    features, expected, capsys
+):
+    model = ksa.build_segmenter(normed(features), 3)
+    assert [adapter.normalize for adapter in model.adapters] == [expected] * 2
+    line = "layer norm get adapters that begin with one (normalize=True): s4, s8.\n"
+    assert (line in capsys.readouterr().out) == expected
 
 
 def test_a_line_names_the_narrow_adapters(capsys):

@@ -47,10 +47,11 @@ class SegAdapter(layers.Layer):
             layer, as in the paper.
         return_scores: Boolean. Whether to return the scores too. Without them the layer
             fits a `keras.Sequential`. Defaults to `True`.
-        normalize: Boolean. Whether HSA sees `LayerNorm(X)` instead of X. The paper's
-            backbones end their stages in a norm and do not need it. In others X can be
-            large, and since HSA grows with its square, the adapters then learn badly;
-            set it to True inside plain vision transformers. Defaults to `False`.
+        normalize: Boolean. Whether HSA sees `LayerNorm(X)` instead of X. Features of
+            MiT end in a norm and do not need it. Others can be large, and since HSA
+            grows with their square, adapters then learn badly: `build_segmenter` sets
+            it to True where a stage does not end in a norm. Defaults to `False`, as in
+            the paper.
         **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:

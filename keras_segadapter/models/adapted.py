@@ -8,6 +8,7 @@ from keras_segadapter.backbones.convnext import (
     ConvNeXtXLarge,
 )
 from keras_segadapter.backbones.mit import MiTB0, MiTB1, MiTB2, MiTB3, MiTB4, MiTB5
+from keras_segadapter.layers.adapter import SegAdapter
 from keras_segadapter.layers.head import MLPHead
 from keras_segadapter.segmenter import build_segmenter
 
@@ -286,6 +287,11 @@ def AdaptConvNeXtXLarge(
 
 def _segmenter(backbone, head, adapters, name):
     """Build a segmenter, by default named after its backbone."""
+    if adapters is True:  # The paper's have no norm in front, in ConvNeXt neither.
+        adapters = [
+            SegAdapter(head.num_classes, scale_init=scale, name=f"adapter_s{stride}")
+            for stride, scale in ((4, 1e-5), (8, 1e-4), (16, 1e-3), (32, 1e-2))
+        ]
     if name is None:
         baseline = adapters is False
         name = f"{backbone.name}_mlp" if baseline else f"adapt_{backbone.name}"
