@@ -4,19 +4,23 @@ import json
 import statistics
 
 NAMES = {"camvid": "CamVid", "facade": "facades"}
-PAIRS = (
-    ("adapters", "plain"),
-    ("adapters", "fcn"),
-    ("fcn", "plain"),
-    ("frozen_adapters", "frozen_plain"),
-    ("frozen_adapters", "frozen_wide"),
-    ("frozen_adapters", "frozen_lora"),
-    ("frozen_adapters", "plain"),
-)
+# What is said of two arms: the first less the second.
+FROZEN = "frozen: adapters over the head alone"
+LEARNS = "all learns: adapters over none"
+PAIRS = {
+    FROZEN: ("frozen_adapters", "frozen_plain"),
+    "frozen: adapters over a head as large": ("frozen_adapters", "frozen_wide"),
+    "frozen: adapters over LoRA as large": ("frozen_adapters", "frozen_lora"),
+    LEARNS: ("adapters", "plain"),
+    "all learns: adapters over an FCN head in training": ("adapters", "fcn"),
+    "all learns: an FCN head in training over none": ("fcn", "plain"),
+    "frozen with adapters over all learns": ("frozen_adapters", "plain"),
+}
 NOTE = """\
 Differences are between trainings with the same seed: the same order, the same crops.
 Intervals are Student's, of 95 %; they speak of other seeds of the same training on the
-same images, not of other images. Minutes are those that one core was busy.
+same images, not of other images. Those in bold exclude 0. Minutes are those that one
+core was busy.
 """
 
 
@@ -31,11 +35,13 @@ def report(final, chosen, arms, choices, start, taken):
     """Write the tables beside the records, and print them."""
     runs = read(final)["runs"]
     lines = ["# What adapters add on street scenes", "", NOTE]
+    if runs:
+        lines += [*differences(runs), ""]
     for data, name in NAMES.items():
         of_data = [run for run in runs if run["dataset"] == data]
         if of_data:
             lines += [f"## {name}", "", *by_arm(of_data, arms), ""]
-            lines += [*differences(of_data), "", *by_class(of_data), ""]
+            lines += [*by_class(of_data), ""]
     tried = read(chosen)["runs"]
     if tried:
         lines += ["## What was tried before `val` was scored", ""]
@@ -73,24 +79,29 @@ def by_arm(runs, arms):
 
 def differences(runs):
     """Yield the lines of the table of differences of two arms with the same seed."""
-    yield row("difference, points of mIoU", "seeds", "on val", "on the facades")
+    camvid, facade = (
+        [run for run in runs if run["dataset"] == data] for data in ("camvid", "facade")
+    )
+    yield row("points of mIoU on `val`", "CamVid", "facades", "of CamVid, on facades")
     yield "|---|---|---|---|"
-    for arm, other in PAIRS:
-        gains = paired(runs, arm, other, lambda run: run["val_miou"])
-        across = paired(runs, arm, other, lambda run: run["across_miou"])
-        if gains:
-            yield row(f"{arm} - {other}", len(gains), interval(gains), interval(across))
+    for claim, (arm, other) in PAIRS.items():
+        gains = (
+            paired(camvid, arm, other, lambda run: run["val_miou"]),
+            paired(facade, arm, other, lambda run: run["val_miou"]),
+            paired(camvid, arm, other, lambda run: run["across_miou"]),
+        )
+        if any(gains):
+            yield row(claim, *map(interval, gains))
 
 
 def by_class(runs):
     """Yield the lines of the table of the gains of adapters by class."""
-    pairs = [pair for pair in PAIRS if pair in (PAIRS[0], PAIRS[3])]
-    yield row("points of IoU by class", *(f"{arm} - {other}" for arm, other in pairs))
-    yield "|---" * (1 + len(pairs)) + "|"
+    yield row("points of IoU by class", FROZEN, LEARNS)
+    yield "|---|---|---|"
     for name in runs[0]["val_iou"]:
         gains = [
-            paired(runs, *pair, lambda run: run["val_iou"][name])  # noqa: B023
-            for pair in pairs
+            paired(runs, *PAIRS[claim], lambda run: run["val_iou"][name])  # noqa: B023
+            for claim in (FROZEN, LEARNS)
         ]
         yield row(name, *map(interval, gains))
 
@@ -145,7 +156,8 @@ def interval(differences):
     from scipy import stats
 
     reach = stats.t.ppf(0.975, len(points) - 1) * stats.sem(points)
-    return f"{mean:+.1f} ({mean - reach:+.1f} to {mean + reach:+.1f})"
+    text = f"{mean:+.1f} ({mean - reach:+.1f} to {mean + reach:+.1f})"
+    return f"**{text}**" if abs(mean) > reach else text
 
 
 def spread(shares):

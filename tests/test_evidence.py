@@ -72,6 +72,7 @@ def test_each_arm_is_trained_scored_saved_and_scored_again(
     for arm in evidence.ARMS:
         task = {"dataset": "camvid", "arm": arm, "seed": 0, "held_back": False}
         task |= {"settings": settings, "data": str(tmp_path)}
+        task["runs"] = str(evidence.RUNS)
         evidence.train(task)
         run = json.loads(capsys.readouterr().out.splitlines()[-1])["run"]
         learned[arm] = run["trained_parameters"]
@@ -136,8 +137,11 @@ def test_differences_are_of_the_same_seed_with_students_interval(evidence, table
     assert gains == pytest.approx([0.02, 0.01, 0.03])
     # 2 points, plus and minus 4.303 (Student's for two degrees) times 1 / sqrt(3).
     assert tables.interval(gains) == "+2.0 (-0.5 to +4.5)"
-    (row,) = [line for line in tables.differences(runs) if "plain" in line]
-    assert row.startswith("| adapters - plain | 3 | +2.0 (-0.5 to +4.5) | +1.0 ")
+    *_, row = tables.differences(runs)
+    claim, camvid, facade, across = row.strip("| ").split(" | ")
+    assert claim == "all learns: adapters over none" and not facade.strip()
+    assert camvid == "+2.0 (-0.5 to +4.5)" and across.startswith("+1.0 ")
+    assert tables.interval([0.02, 0.01, 0.03, 0.02]).startswith("**+2.0 (+0.7 to ")
 
 
 def test_choices_start_from_one_setting_and_change_what_they_name(evidence, tables):
@@ -154,7 +158,7 @@ def test_choices_start_from_one_setting_and_change_what_they_name(evidence, tabl
     first, second = list(tables.by_choice(runs, choices, start))[-2:]
     assert first == "| plain |  | 3 | 60.0 ± 10.0 |  |"
     assert second == (
-        "| plain | learning_rate 0.0005 | 3 | 62.0 ± 10.0 | +2.0 (+2.0 to +2.0) |"
+        "| plain | learning_rate 0.0005 | 3 | 62.0 ± 10.0 | **+2.0 (+2.0 to +2.0)** |"
     )
 
 
