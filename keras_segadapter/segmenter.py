@@ -111,8 +111,8 @@ class Segmenter(keras.Model):
         adapters: True for the paper's adapters (scale 1e-2 at the deepest stage, a
             tenth of it at each shallower one), False for the same model without them,
             or a list of `SegAdapter`, one per tap, shallow to deep. With `True`,
-            adapters get `normalize=True` where their stage does not end in a layer
-            norm, and a `width` where they would have more than two fifths of its
+            adapters get `normalize=True` where their stage ends in neither a layer norm
+            nor a ReLU, and a `width` where they would have more than two fifths of its
             weights, as in a ResNet-50; printed lines say so. Defaults to `True`.
         neck: Layer from the list of adapted stage features to the list of feature maps
             that the head gets, such as `SimpleFeaturePyramid()` for a plain vision
@@ -274,11 +274,11 @@ class Segmenter(keras.Model):
         metrics="auto",
         *,
         ignore_class="auto",
-        aux_weight=0.4,
+        aux_weight=0.1,
         jit_compile="auto",
         **kwargs,
     ):
-        """Configure training. Without arguments: the paper's losses, AdamW 6e-5, mIoU.
+        """Configure training. Without arguments: both losses, AdamW 6e-5, mIoU.
 
         Losses and metrics get the mask, class ids `(B, H, W)`, and the scores of an
         output resized to it, logits `(B, H, W, K)`. Those of this package resize them
@@ -305,7 +305,8 @@ class Segmenter(keras.Model):
                 metrics; a loss that is passed has its own. Defaults to `"auto"`: 255
                 where that is not a class, that is, up to 255 classes.
             aux_weight: Number of at least 0. Weight lambda of the auxiliary loss
-                (paper, section 2). Defaults to `0.4`.
+                (paper, section 2). The paper's is 0.4, which in short trainings of a
+                whole network lost a point (benchmarks/evidence.py). Defaults to `0.1`.
             jit_compile: As in Keras: True for XLA (`torch.compile` on torch). Defaults
                 to `"auto"`.
             **kwargs: As in `keras.Model.compile`.

@@ -62,19 +62,12 @@ def test_the_table_of_costs_is_that_of_the_benchmark():
         assert [name, parameters, ours, concatenated, published] in readme
 
 
-def test_the_figures_of_accuracy_are_those_of_every_arm_and_seed(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    camvid = runpy.run_path(str(ROOT / "benchmarks/camvid.py"))
-    runs = json.loads((RESULTS / "camvid.json").read_text())["runs"]
-    planned = [(arm, seed) for arm in camvid["ARMS"] for seed in camvid["SEEDS"]]
-    assert [(run["arm"], run["seed"]) for run in runs] == planned
-    assert all(run["settings"] == camvid["SETTINGS"] for run in runs)
-    table = [*camvid["by_arm"](runs), "", *camvid["differences"](runs)]
-    written = (RESULTS / "camvid.md").read_text()
-    assert written == "\n".join(table) + "\n"
-    gains = {row[0]: row[-1] for row in rows_of(written)}
-    for arm in ("adapters - plain", "frozen_adapters - frozen_plain"):
-        assert gains[arm] in README
+def test_what_adapters_add_is_what_the_benchmark_found():
+    section = README.split("## Which should I use")[1].split("\n## ")[0]
+    table = section.split("95 %")[1]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    written = (RESULTS / "evidence.md").read_text().splitlines()
+    assert len(rows) > 5 and set(rows) <= set(written)
 
 
 def test_tables_of_speed_are_those_of_the_benchmarks(monkeypatch):

@@ -43,7 +43,15 @@ NORMED = {
         ),
         False,
     ),
-    "none": (lambda x, shape: layers.ReLU()(x), True),
+    "ReLU": (lambda x, shape: layers.ReLU()(x), False),
+    "activation": (lambda x, shape: layers.Conv2D(8, 1, activation="relu")(x), False),
+    "pool": (lambda x, shape: layers.MaxPooling2D(1)(keras.ops.relu(x)), False),
+    "ReLUs": (lambda x, shape: layers.Concatenate()([keras.ops.relu6(x)] * 2), False),
+    "ReLU and another": (
+        lambda x, shape: layers.Concatenate()([layers.ReLU()(x), x]),
+        True,
+    ),
+    "silu": (lambda x, shape: layers.Activation("silu")(x), True),
     "batch norm": (lambda x, shape: layers.BatchNormalization()(x), True),
     "sum": (lambda x, shape: x + layers.LayerNormalization()(x), True),
 }
@@ -53,12 +61,12 @@ NORMED = {
 
 
 @pytest.mark.parametrize(("features", "expected"), NORMED.values(), ids=NORMED)
-def test_adapters_begin_with_a_norm_where_stages_end_in_none(
+def test_adapters_begin_with_a_norm_where_stages_end_in_sums_and_the_like(
     features, expected, capsys
 ):
     model = ksa.build_segmenter(normed(features), 3)
     assert [adapter.normalize for adapter in model.adapters] == [expected] * 2
-    line = "layer norm get adapters that begin with one (normalize=True): s4, s8.\n"
+    line = "adapters that begin with a layer norm (normalize=True): s4, s8.\n"
     assert (line in capsys.readouterr().out) == expected
 
 

@@ -75,9 +75,10 @@ def default_adapters(backbone, stages, num_classes, options):
     and C / 8 channels with which it is not, and a printed line says so. Adapters on up
     to 128 channels cost little and stay as they are.
 
-    The paper's backbones end their stages in a layer norm. Adapters of stages that do
-    not begin with one, which a printed line says too: without it adapters in a frozen
-    EfficientNet-Lite0 lost 1.7 points of mIoU (1.3 to 2.1; benchmarks/evidence.py).
+    Adapters begin with a layer norm where a stage does not end in one or in a ReLU, as
+    sums and projections do; a printed line says that too. Without it, adapters in a
+    frozen EfficientNet-Lite0 lost 1.7 points of mIoU (1.3 to 2.1), and behind ReLUs it
+    lost as much (benchmarks/evidence.py, benchmarks/norms.py).
 
     Args:
         backbone: A functional model, the one that `stages` come from.
@@ -92,7 +93,7 @@ def default_adapters(backbone, stages, num_classes, options):
         SegAdapter(
             num_classes,
             width=_width(stage.channels, count),
-            normalize=not _is_normalized(calls, stage),
+            normalize=not _is_tame(calls, stage.position),
             name=free_name(f"adapter_{key}", taken),
             **given,
         )
@@ -113,18 +114,25 @@ def default_adapters(backbone, stages, num_classes, options):
     bare = [k for k, adapter in zip(keys, adapters, strict=True) if adapter.normalize]
     if bare:
         print(
-            f"Stages of the backbone '{backbone.name}' that do not end in a layer norm "
-            f"get adapters that begin with one (normalize=True): {', '.join(bare)}."
+            f"Stages of the backbone '{backbone.name}' that end in neither a layer "
+            "norm nor a ReLU get adapters that begin with a layer norm "
+            f"(normalize=True): {', '.join(bare)}."
         )
     return adapters
 
 
-def _is_normalized(calls, stage):
-    """Return whether a stage ends in a layer norm, which may be reshaped to a map."""
-    until = [call.operation for call in calls[: stage.position + 1]]
-    while isinstance(until[-1], keras.layers.Reshape):
-        until.pop()
-    return isinstance(until[-1], keras.layers.LayerNormalization)
+def _is_tame(calls, position):
+    """Return whether what the call at a position returns ends in a norm or a ReLU."""
+    made = {id(t): i for i, call in enumerate(calls) for t in call.outputs}
+
+    def tame(call):
+        operation = getattr(call.operation, "activation", call.operation)
+        name = getattr(operation, "__name__", type(operation).__name__).lower()
+        if name in ("reshape", "concatenate", "maxpooling2d", "averagepooling2d"):
+            return all(id(t) in made and tame(calls[made[id(t)]]) for t in call.inputs)
+        return name in ("layernormalization", "relu", "relu6")
+
+    return tame(calls[min(position, len(calls) - 1)])
 
 
 def _weights_of(calls, stages):

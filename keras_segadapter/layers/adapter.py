@@ -47,11 +47,11 @@ class SegAdapter(layers.Layer):
             layer, as in the paper.
         return_scores: Boolean. Whether to return the scores too. Without them the layer
             fits a `keras.Sequential`. Defaults to `True`.
-        normalize: Boolean. Whether HSA sees `LayerNorm(X)` instead of X. Features of
-            MiT end in a norm and do not need it. Others can be large, and since HSA
-            grows with their square, adapters then learn badly: `build_segmenter` sets
-            it to True where a stage does not end in a norm. Defaults to `False`, as in
-            the paper.
+        normalize: Boolean. Whether HSA sees `LayerNorm(X)` instead of X. Stages of MiT
+            end in a norm and do not need it. Sums, as in EfficientNet or inside a
+            vision transformer, can be large, and since HSA grows with their square,
+            adapters then learn badly: `build_segmenter` sets it to True there. Defaults
+            to `False`, as in the paper.
         **kwargs: `name`, `dtype` and `trainable`, as in `keras.layers.Layer`.
 
     Call arguments:
