@@ -77,8 +77,9 @@ def default_adapters(backbone, stages, num_classes, options):
 
     Adapters begin with a layer norm where a stage does not end in one or in a ReLU, as
     sums and projections do; a printed line says that too. Without it, adapters in a
-    frozen EfficientNet-Lite0 lost 1.7 points of mIoU (1.3 to 2.1), and behind ReLUs it
-    lost as much (benchmarks/evidence.py, benchmarks/norms.py).
+    frozen EfficientNet-Lite0 lost 1.7 points of mIoU (1.3 to 2.1; see
+    benchmarks/evidence.py); with it, behind ReLUs, adapters of a small network lost 2.1
+    on drawn scenes (1.0 to 3.2; benchmarks/norms.py).
 
     Args:
         backbone: A functional model, the one that `stages` come from.
