@@ -94,7 +94,7 @@ def default_adapters(backbone, stages, num_classes, options):
         SegAdapter(
             num_classes,
             width=_width(stage.channels, count),
-            normalize=not _is_tame(calls, stage.position),
+            normalize=_needs_norm(calls, stage.position),
             name=free_name(f"adapter_{key}", taken),
             **given,
         )
@@ -122,18 +122,20 @@ def default_adapters(backbone, stages, num_classes, options):
     return adapters
 
 
-def _is_tame(calls, position):
-    """Return whether what the call at a position returns ends in a norm or a ReLU."""
-    made = {id(t): i for i, call in enumerate(calls) for t in call.outputs}
+def _needs_norm(calls, position):
+    """Return whether what a call returns ends in neither a layer norm nor a ReLU."""
+    makers = {id(tensor): call for call in calls for tensor in call.outputs}
 
-    def tame(call):
+    def is_bounded(call):
         operation = getattr(call.operation, "activation", call.operation)
         name = getattr(operation, "__name__", type(operation).__name__).lower()
         if name in ("reshape", "concatenate", "maxpooling2d", "averagepooling2d"):
-            return all(id(t) in made and tame(calls[made[id(t)]]) for t in call.inputs)
+            found = [makers.get(id(tensor)) for tensor in call.inputs]
+            return all(maker is not None and is_bounded(maker) for maker in found)
         return name in ("layernormalization", "relu", "relu6")
 
-    return tame(calls[min(position, len(calls) - 1)])
+    # An encoder that can't be expanded has fewer calls; building with it raises later.
+    return not is_bounded(calls[min(position, len(calls) - 1)])
 
 
 def _weights_of(calls, stages):
