@@ -36,7 +36,9 @@ def report(final, chosen, arms, choices, start, taken):
     runs = read(final)["runs"]
     lines = ["# What adapters add on street scenes", "", NOTE]
     if runs:
-        lines += [*differences(runs), ""]
+        # The marks let a page of the site include this table alone.
+        lines += ["<!-- --8<-- [start:differences] -->", "", *differences(runs), ""]
+        lines += ["<!-- --8<-- [end:differences] -->", ""]
     for data, name in NAMES.items():
         of_data = [run for run in runs if run["dataset"] == data]
         if of_data:

@@ -63,11 +63,10 @@ def test_the_table_of_costs_is_that_of_the_benchmark():
 
 
 def test_what_adapters_add_is_what_the_benchmark_found():
-    section = README.split("## Which should I use")[1].split("\n## ")[0]
-    table = section.split("95 %")[1]
+    table = README.split("95 %")[1].split("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("|")]
     written = (RESULTS / "evidence.md").read_text().splitlines()
-    assert len(rows) > 5 and set(rows) <= set(written)
+    assert len(rows) > 2 and set(rows) <= set(written)
 
 
 def test_tables_of_speed_are_those_of_the_benchmarks(monkeypatch):
