@@ -27,9 +27,10 @@ def add_adapters(model, adapters=True, *, scale_init=0.0, aux="auto", name=None)
     preprocessing and an auxiliary layer are shared and not copied, so training one
     model changes the other. With `scale_init=0` it starts with the old model's logits
     exactly. In its first step the adapters then learn `mu` and, from the auxiliary
-    loss, their classifiers; from the second step on all of their weights. To train
-    them beside what was learned before, set `model.backbone.trainable = False`, and
-    `model.head.trainable = False` too if you like, before `compile`.
+    loss, their classifiers and the norms in front; from the second step on all of their
+    weights. To train them beside what was learned before, set
+    `model.backbone.trainable = False`, and `model.head.trainable = False` too if you
+    like, before `compile`.
 
     Args:
         model: A `Segmenter` without adapters.

@@ -221,13 +221,15 @@ def test_the_auxiliary_outputs_of_the_model_stay(tiny_backbone):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("aux", ["sum", None])
-def test_the_first_frozen_step_moves_mu_and_the_classifiers(tiny_backbone, aux):
+def test_the_first_frozen_step_moves_mu_and_what_the_scores_come_from(tiny_backbone, aux):
     model = ksa.add_adapters(trained(tiny_backbone(), adapters=False), aux=aux)
     model.backbone.trainable = model.head.trainable = False
     compiled(model)
     scales = [adapter.scales[0] for adapter in model.adapters]
     classifiers = [adapter.attentions[0].classifier for adapter in model.adapters]
-    by_loss = [w for layer in classifiers for w in layer.weights] if aux else []
+    norms = [adapter.norms[0] for adapter in model.adapters]
+    layers = [*classifiers, *norms] if aux else []
+    by_loss = [w for layer in layers for w in layer.weights]
     assert moved(model) == ids(*scales, *by_loss)
     # From then on every weight of the adapters receives a gradient.
     everything = [w for adapter in model.adapters for w in adapter.weights]
