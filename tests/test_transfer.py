@@ -221,7 +221,7 @@ def test_the_auxiliary_outputs_of_the_model_stay(tiny_backbone):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("aux", ["sum", None])
-def test_the_first_frozen_step_moves_mu_and_what_the_scores_come_from(tiny_backbone, aux):
+def test_the_first_frozen_step_moves_mu_and_what_makes_scores(tiny_backbone, aux):
     model = ksa.add_adapters(trained(tiny_backbone(), adapters=False), aux=aux)
     model.backbone.trainable = model.head.trainable = False
     compiled(model)
