@@ -11,12 +11,9 @@ thread, six minutes. The table is written to results/norms.md.
 import os
 from pathlib import Path
 
-os.environ.update(
-    KERAS_BACKEND="tensorflow",
-    TF_NUM_INTRAOP_THREADS="1",
-    TF_NUM_INTEROP_THREADS="1",
-    TF_CPP_MIN_LOG_LEVEL="3",
-)
+import evidence
+
+os.environ.update(evidence.ONE_CORE)  # before TensorFlow is imported
 
 import keras
 from evidence_tables import interval, row, spread

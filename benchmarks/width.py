@@ -23,14 +23,10 @@ import statistics
 import time
 from pathlib import Path
 
-os.environ.update(
-    KERAS_BACKEND="tensorflow",
-    TF_NUM_INTRAOP_THREADS="1",
-    TF_NUM_INTEROP_THREADS="1",
-    TF_CPP_MIN_LOG_LEVEL="3",
-)
-
 import evidence
+
+os.environ.update(evidence.ONE_CORE)  # before TensorFlow is imported
+
 import keras
 from efficientnet_lite import efficientnet_lite0, rescaling
 from evidence_tables import spread

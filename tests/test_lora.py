@@ -167,7 +167,11 @@ def test_other_models_on_the_backbone_have_lora_too():
 
 def test_logits_stay_and_only_the_factors_learn(capsys):
     plain, model = build(adapters=True, lora=False), build(adapters=True)
-    assert capsys.readouterr().out.endswith(
+    norms = (
+        "Stages of the backbone 'small' that end in neither a layer norm nor a ReLU "
+        "get adapters that begin with a layer norm (normalize=True): s4.\n"
+    )
+    assert capsys.readouterr().out == 2 * norms + (
         "LoRA of rank 2 is enabled in 3 layers of 'small', whose other weights are "
         "frozen: attention/query, attention/value, mix.\n"
     )
