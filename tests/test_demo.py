@@ -301,6 +301,10 @@ def test_the_page_in_a_browser(model, tmp_path):
                 )
                 # Nothing is wider than the screen.
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
+                # Of the next picture, nothing is shown before it is segmented.
+                page.get_by_label("Remove Image").click()
+                page.locator("table td").first.wait_for(state="detached")
+                page.wait_for_function("() => !document.querySelector('img')")
                 assert [one for kind, one in faults if kind == "error"] == []
                 local = (url, "data:", "blob:")
                 assert [one for one in asked if not one.startswith(local)] == []

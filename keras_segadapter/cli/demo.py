@@ -191,6 +191,12 @@ def build_demo(model, title="segadapter demo"):
             concurrency_limit=1,
             show_progress_on=shown["overlay"],
         )
+        # What is shown of one picture does not stay beside another; by the browser, so
+        # that it comes before the answer to a click.
+        nothing = f"() => Array({len(shown)}).fill(null)"
+        picture.change(
+            None, outputs=[*shown.values()], js=nothing, api_visibility="private"
+        )
     return page
 
 
