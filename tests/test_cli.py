@@ -260,7 +260,10 @@ def test_resume_goes_on_and_keeps_the_history(trained, tmp_path, capsys):
 @pytest.mark.integration
 def test_crops_weights_freezing_and_tensorboard(trained, tmp_path, capsys):
     pytest.importorskip("tensorboard")
-    flags = ("--crop", 32, 32, "--class-weights", "balanced", "--freeze")
+    weights = tmp_path / "mobile.weights.h5"
+    backbones.build_backbone("MobileNetV3Small", "none").save_weights(weights)
+    flags = ("--backbone", "MobileNetV3Small", "--weights", weights)
+    flags += ("--crop", 32, 32, "--class-weights", "balanced", "--freeze")
     flags += ("--rare-classes", 1, 2, "--loss", "ohem+dice")
     flags += ("--no-adapters", "--ema", 0.5, "--tensorboard", tmp_path / "logs")
     assert run("train", trained / "data", *QUICK, *flags, "--out", tmp_path / "o") == 0
@@ -662,6 +665,12 @@ def test_convnext_is_the_packages_own():
         pytest.param("train . --ema 1", "at least 0 and below 1", id="averages"),
         pytest.param("train . --epoch 2", "unrecognized", id="abbreviation"),
         pytest.param("train . --weights imagenet", "no pretrained", id="small"),
+        pytest.param("train . --freeze", "never learn", id="small and frozen"),
+        pytest.param(
+            "train . --backbone MiTB0 --weights none --freeze",
+            "never learn",
+            id="untrained and frozen",
+        ),
         pytest.param("inspect scenes", "takes folders and files", id="inspect"),
         pytest.param("", "required", id="no command"),
     ],

@@ -254,7 +254,8 @@ def _tell_of_slow_norms(model, steps):
         print(
             f"batch norms: at a momentum of {momentum:g}, {kept:.0%} of the statistics "
             f"by which predictions are normalized will be older than these {steps} "
-            "steps; pass more --epochs, a smaller --batch, or --freeze"
+            "steps; pass more --epochs, a smaller --batch or, for a pretrained "
+            "backbone, --freeze"
         )
 
 

@@ -175,6 +175,11 @@ def check_training(args):
             "--backbone small has no pretrained weights. Choose another backbone, or "
             "leave --weights out."
         )
+    if args.freeze and (args.backbone == "small" or args.weights == "none"):
+        error(
+            "--freeze leaves the backbone as it is, and this one would never learn "
+            "anything. Choose a pretrained one, or leave --freeze out."
+        )
     if is_tfds(args.data) and not (args.size or args.crop):
         error("The images of tfds:NAME may differ in size. Pass --size or --crop.")
 
