@@ -3,7 +3,7 @@
 import json
 import statistics
 
-NAMES = {"camvid": "CamVid", "facade": "facades"}
+NAMES = {"camvid": "CamVid", "facade": "facades", "few": "46 pictures of CamVid"}
 # What is said of two arms: the first less the second.
 FROZEN = "frozen: adapters over the head alone"
 LEARNS = "all learns: adapters over none"
@@ -81,17 +81,16 @@ def by_arm(runs, arms):
 
 def differences(runs):
     """Yield the lines of the table of differences of two arms with the same seed."""
-    camvid, facade = (
-        [run for run in runs if run["dataset"] == data] for data in ("camvid", "facade")
-    )
-    yield row("points of mIoU on `val`", "CamVid", "facades", "of CamVid, on facades")
-    yield "|---|---|---|---|"
-    for claim, (arm, other) in PAIRS.items():
-        gains = (
-            paired(camvid, arm, other, lambda run: run["val_miou"]),
-            paired(facade, arm, other, lambda run: run["val_miou"]),
-            paired(camvid, arm, other, lambda run: run["across_miou"]),
-        )
+    of_data = {data: [run for run in runs if run["dataset"] == data] for data in NAMES}
+    columns = [
+        *((name, of_data[data], "val_miou") for data, name in NAMES.items()),
+        ("of CamVid, on facades", of_data["camvid"], "across_miou"),
+    ]
+    columns = [column for column in columns if column[1]]
+    yield row("points of mIoU on `val`", *(title for title, *_ in columns))
+    yield "|---" * (1 + len(columns)) + "|"
+    for claim, pair in PAIRS.items():
+        gains = [paired(of_one, *pair, score) for _, of_one, score in columns]
         if any(gains):
             yield row(claim, *map(interval, gains))
 
@@ -102,8 +101,7 @@ def by_class(runs):
     yield "|---|---|---|"
     for name in runs[0]["val_iou"]:
         gains = [
-            paired(runs, *PAIRS[claim], lambda run: run["val_iou"][name])  # noqa: B023
-            for claim in (FROZEN, LEARNS)
+            paired(runs, *PAIRS[claim], "val_iou", name) for claim in (FROZEN, LEARNS)
         ]
         yield row(name, *map(interval, gains))
 
@@ -139,9 +137,15 @@ def by_choice(runs, choices, start):
         )
 
 
-def paired(runs, arm, other, value):
-    """Return the differences of two arms, one for each seed that both have."""
-    found = {(run["arm"], run["seed"]): value(run) for run in runs}
+def paired(runs, arm, other, score, name=None):
+    """Return the differences of two arms, one for each seed that both have.
+
+    Of a score by class, `name` is the class.
+    """
+    found = {
+        (run["arm"], run["seed"]): run[score] if name is None else run[score][name]
+        for run in runs
+    }
     seeds = sorted({seed for _, seed in found})
     pairs = [(found.get((arm, seed)), found.get((other, seed))) for seed in seeds]
     return [one - two for one, two in pairs if None not in (one, two)]

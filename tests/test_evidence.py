@@ -66,7 +66,7 @@ def test_each_arm_is_trained_scored_saved_and_scored_again(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evidence, "CROP", 32)
-    for dataset in evidence.CLASSES:
+    for dataset in ("camvid", "facade"):
         write_scenes(tmp_path / dataset)
     settings, learned = {**evidence.START, "epochs": 2}, {}
     for arm in evidence.ARMS:
@@ -81,10 +81,11 @@ def test_each_arm_is_trained_scored_saved_and_scored_again(
         assert len(run["history"]["loss"]) == 2 and run["peak_mb"] > 100
     assert learned["frozen_plain"] < learned["frozen_adapters"] < learned["adapters"]
     assert learned["fcn"] > learned["plain"] > learned["frozen_plain"]
+    evidence.train({**task, "dataset": "few", "arm": "plain"})
     folder = tmp_path / "others"
     (tmp_path / "camvid/val").rename(folder)
     evidence.score(evidence.RUNS, folder)
-    assert capsys.readouterr().out.count("mIoU") == len(evidence.ARMS)
+    assert capsys.readouterr().out.count(": mIoU ") == len(evidence.ARMS)
 
 
 # Meaning
@@ -133,13 +134,13 @@ def test_differences_are_of_the_same_seed_with_students_interval(evidence, table
         for arm, values in scores.items()
         for seed, miou in enumerate(values)
     ]
-    gains = tables.paired(runs, "adapters", "plain", lambda run: run["val_miou"])
+    gains = tables.paired(runs, "adapters", "plain", "val_miou")
     assert gains == pytest.approx([0.02, 0.01, 0.03])
     # 2 points, plus and minus 4.303 (Student's for two degrees) times 1 / sqrt(3).
     assert tables.interval(gains) == "+2.0 (-0.5 to +4.5)"
     *_, row = tables.differences(runs)
-    claim, camvid, facade, across = row.strip("| ").split(" | ")
-    assert claim == "all learns: adapters over none" and not facade.strip()
+    claim, camvid, across = row.strip("| ").split(" | ")
+    assert claim == "all learns: adapters over none"
     assert camvid == "+2.0 (-0.5 to +4.5)" and across.startswith("+1.0 ")
     assert tables.interval([0.02, 0.01, 0.03, 0.02]).startswith("**+2.0 (+0.7 to ")
 
