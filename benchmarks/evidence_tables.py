@@ -14,7 +14,8 @@ PAIRS = {
     LEARNS: ("adapters", "plain"),
     "all learns: adapters over an FCN head in training": ("adapters", "fcn"),
     "all learns: an FCN head in training over none": ("fcn", "plain"),
-    "frozen with adapters over all learns": ("frozen_adapters", "plain"),
+    "frozen, the head alone, over all learns": ("frozen_plain", "plain"),
+    "frozen, with adapters, over all learns": ("frozen_adapters", "plain"),
 }
 NOTE = """\
 Differences are between trainings with the same seed: the same order, the same crops.

@@ -22,7 +22,7 @@ Segment images with models that have adapters in their backbone.
 
   segadapter predict SegFormerB0:ade20k photo.jpg
   segadapter inspect FOLDER
-  segadapter train FOLDER --backbone MobileNetV3Small --size 256 256
+  segadapter train FOLDER --backbone MobileNetV3Small --freeze --size 256 256
   segadapter predict runs/FOLDER/best.keras photo.jpg
   segadapter demo runs/FOLDER/best.keras
 

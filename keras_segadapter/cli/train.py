@@ -29,7 +29,7 @@ Train a model. The data is inspected first, and faults stop the command before w
 lost on it.
 
   segadapter train scenes
-  segadapter train FOLDER --backbone MobileNetV3Small --size 256 256
+  segadapter train FOLDER --backbone MobileNetV3Small --freeze --size 256 256
   segadapter train CITYSCAPES --backbone MiTB0 --crop 512 512 --batch 4
 
 These are written to the folder --out: model.keras after the last epoch, best.keras with
