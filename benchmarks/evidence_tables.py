@@ -11,6 +11,8 @@ PAIRS = {
     FROZEN: ("frozen_adapters", "frozen_plain"),
     "frozen: adapters over a head as large": ("frozen_adapters", "frozen_wide"),
     "frozen: adapters over LoRA as large": ("frozen_adapters", "frozen_lora"),
+    "frozen: a head as large over the small one": ("frozen_wide", "frozen_plain"),
+    "frozen: LoRA over the head alone": ("frozen_lora", "frozen_plain"),
     LEARNS: ("adapters", "plain"),
     "all learns: adapters over an FCN head in training": ("adapters", "fcn"),
     "all learns: an FCN head in training over none": ("fcn", "plain"),
