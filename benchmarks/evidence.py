@@ -66,8 +66,9 @@ ARMS = (
     *("frozen_plain", "frozen_wide", "frozen_lora", "frozen_adapters"),
 )
 SEEDS = {"camvid": range(8), "facade": range(5), "few": range(5)}
-# Of the pictures of CamVid's `train`, and how often each is seen.
-FEW_EVERY, FEW_EPOCHS = 8, 32
+FEW_EPOCHS = 32
+# Of each set its folder, and every how many of the pictures there are trained on.
+FOLDERS = {"camvid": ("camvid", 1), "facade": ("facade", 1), "few": ("camvid", 8)}
 CLASSES = {
     "camvid": (
         *("sky", "building", "pole", "road", "pavement", "tree", "sign symbol"),
@@ -147,12 +148,9 @@ def train(task):
 
     seed, arm, settings = task["seed"], task["arm"], task["settings"]
     classes = CLASSES[task["dataset"]]
-    few, folder = task["dataset"] == "few", Path(task["data"])
-    train_files, test_files = split(
-        folder / ("camvid" if few else task["dataset"]), task["held_back"]
-    )
-    if few:
-        train_files = [files[::FEW_EVERY] for files in train_files]
+    folder = Path(task["data"])
+    name, every = FOLDERS[task["dataset"]]
+    train_files, test_files = split(folder / name, task["held_back"], every)
     keras.utils.set_random_seed(seed)
     model = build(arm, classes, settings)
     data = ksa.data.FolderDataset(
@@ -317,16 +315,20 @@ def seconds_of_epochs():
     return Seconds()
 
 
-def split(folder, held_back):
-    """Return files to train on, and to score on: `val` or the last fifth of `train`."""
+def split(folder, held_back, every=1):
+    """Return files to train on, and to score on: `val` or the last fifth of `train`.
+
+    Of those to train on there is one of `every` so many.
+    """
     train, val = (
         [sorted((folder / part / kind).iterdir()) for kind in ("images", "masks")]
         for part in ("train", "val")
     )
-    if not held_back:
-        return train, val
-    cut = len(train[0]) // 5
-    return [files[:-cut] for files in train], [files[-cut:] for files in train]
+    if held_back:
+        cut = len(train[0]) // 5
+        val = [files[-cut:] for files in train]
+        train = [files[:-cut] for files in train]
+    return [files[::every] for files in train], val
 
 
 def versions():

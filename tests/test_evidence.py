@@ -98,6 +98,8 @@ def test_what_is_held_back_is_not_trained_on(evidence, tmp_path):
     assert not {*train[0]} & {*last[0]} and last[0][0].parent.parent.name == "train"
     whole, val = evidence.split(tmp_path, held_back=False)
     assert whole[0] == train[0] + last[0] and val[0][0].parent.parent.name == "val"
+    few, same = evidence.split(tmp_path, held_back=False, every=3)
+    assert few == [files[::3] for files in whole] and len(few[0]) == 3 and same == val
 
 
 def test_across_domains_only_the_shared_classes_count(evidence, tmp_path, monkeypatch):

@@ -183,20 +183,19 @@ def build_demo(model, title="segadapter demo"):
                     for name in stages:
                         show(name, min_width=140)
         gradio.Markdown(_EXPORTED if views is None else _STAGES)
+        outputs = [*shown.values()]
         button.click(
             segment,
             picture,
-            [*shown.values()],
+            outputs,
             preprocess=False,  # The library reads the file as it was uploaded.
             concurrency_limit=1,
             show_progress_on=shown["overlay"],
         )
         # What is shown of one picture does not stay beside another; by the browser, so
         # that it comes before the answer to a click.
-        nothing = f"() => Array({len(shown)}).fill(null)"
-        picture.change(
-            None, outputs=[*shown.values()], js=nothing, api_visibility="private"
-        )
+        nothing = f"() => Array({len(outputs)}).fill(null)"
+        picture.change(None, outputs=outputs, js=nothing, api_visibility="private")
     return page
 
 
