@@ -135,7 +135,7 @@ def test_the_command_serves_this_machine_alone():
 def test_the_page_of_a_model(tiny_backbone, scene, options, titles):
     gradio = pytest.importorskip("gradio")
     page = build_demo(ksa.build_segmenter(tiny_backbone(), 3, **options), "name")
-    (event,) = page.fns.values()
+    event, clearing = page.fns.values()
     assert event.concurrency_limit == 1
     assert page.title == "name" and page.delete_cache
     shown = [one.label for one in event.outputs if isinstance(one, gradio.Image)]
@@ -143,6 +143,8 @@ def test_the_page_of_a_model(tiny_backbone, scene, options, titles):
     assert not any("share" in one.buttons for one in event.outputs[:1])
     seen = event.fn({"path": str(scene)})
     assert set(seen) == set(event.outputs)
+    # The browser alone takes all of it away with the picture.
+    assert clearing.fn is None and clearing.outputs == event.outputs
 
 
 @pytest.mark.integration
@@ -154,7 +156,7 @@ def test_the_page_of_an_exported_file(scene):
 
     model = ksa.inference.exported.ExportedModel(run, 3, None, num_classes=None)
     page = build_demo(model)
-    (event,) = page.fns.values()
+    event, _ = page.fns.values()
     shown = [one.label for one in event.outputs if isinstance(one, gradio.Image)]
     assert shown == ["overlay", "mask"]
     texts = [one.value for one in page.blocks.values() if hasattr(one, "value")]
@@ -359,7 +361,7 @@ BAD = {
 @pytest.mark.parametrize("write, words", BAD.values(), ids=BAD)
 def test_errors_stand_in_the_page_in_the_librarys_words(model, tmp_path, write, words):
     gradio = pytest.importorskip("gradio")
-    (event,) = build_demo(model).fns.values()
+    event, _ = build_demo(model).fns.values()
     path = tmp_path / "<i>x.png"
     picture = {"path": str(path)} if write else None
     if write:
