@@ -280,7 +280,7 @@ def wait_for_end(pids):
     return not any(map(is_running, pids))
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_processes_give_the_same_views_and_tell_errors_as_they_are(folder, start):
     body = """
     sums = []
@@ -329,7 +329,7 @@ def test_processes_end_with_the_training(start, number):
     assert wait_for_end(pids)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(start):
     process = start("data[0]", guard="True")
     _, errors = process.communicate(timeout=300)

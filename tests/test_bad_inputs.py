@@ -29,15 +29,13 @@ def build(**options):
 
 
 def fit(x=IMAGES, y=MASKS, compiled=None, **options):
-    model = build()
-    model.compile(**(compiled or {}))
-    model.fit(x, y, verbose=0, **options)
+    MODEL.compile(**{"run_eagerly": EAGER, **(compiled or {})})
+    MODEL.fit(x, y, verbose=0, **options)
 
 
 def compute_loss(masks):
-    model = build()
-    model.compile()
-    model.compute_loss(y=masks, y_pred=model(IMAGES))
+    MODEL.compile()
+    MODEL.compute_loss(y=masks, y_pred=MODEL(IMAGES))
 
 
 def masks(*values):
@@ -71,9 +69,8 @@ class Batches(keras.utils.PyDataset):
 
 
 def evaluate(*data):
-    model = build()
-    model.compile()
-    model.evaluate(*data, verbose=0)
+    MODEL.compile(run_eagerly=EAGER)
+    MODEL.evaluate(*data, verbose=0)
 
 
 def revive(thing, missing=None, unknown=None):
@@ -90,8 +87,8 @@ def revive_stage():
 
 
 NUMBERS = {
-    "aux_weight": lambda value: build().compile(aux_weight=value),
-    "loss_weight": lambda value: build().compile(loss_weights={"logits": value}),
+    "aux_weight": lambda value: MODEL.compile(aux_weight=value),
+    "loss_weight": lambda value: MODEL.compile(loss_weights={"logits": value}),
     "ffn_ratio": lambda value: SegAdapter(2, ffn_ratio=value),
     "scale_init": lambda value: SegAdapter(2, scale_init=value),
     "kernel_size": lambda value: SegAdapter(2, kernel_size=value),
@@ -391,12 +388,12 @@ TABLE = {
         "MeanIoU\\(num_classes=5\\) for a model with num_classes=2",
     ),
     "class_weight_at_compile": (
-        lambda: build().compile(loss=ksa.SegmentationCrossentropy(255, [1, 2, 3])),
+        lambda: MODEL.compile(loss=ksa.SegmentationCrossentropy(255, [1, 2, 3])),
         ValueError,
         "3 weights for 2 classes",
     ),
     "class_weight_in_a_mix": (
-        lambda: build().compile(
+        lambda: MODEL.compile(
             loss=ksa.MaskLoss(ksa.SegmentationCrossentropy(class_weight={5: 1}))
         ),
         ValueError,
@@ -524,12 +521,12 @@ TABLE = {
     ),
     "unknown_argument_of_fit": (lambda: fit(batch=2), TypeError, "'batch'"),
     # Segmenting
-    "grey": (lambda: build().segment(IMAGES[0, ..., :1]), ValueError, "16, 24, 1"),
-    "a_row": (lambda: build().segment(IMAGES[0, 0]), ValueError, "convert\\('RGB"),
-    "no_images": (lambda: build().segment(IMAGES[:0]), ValueError, "\\(0, 16, 24, 3"),
-    "text": (lambda: build().segment(IMAGES.astype(str)), ValueError, "<U"),
-    "nan": (lambda: build().segment(NAN), ValueError, "NaN or infinite"),
-    "scaled": (lambda: build().segment(HALF), ValueError, "Multiply them by 255"),
+    "grey": (lambda: MODEL.segment(IMAGES[0, ..., :1]), ValueError, "16, 24, 1"),
+    "a_row": (lambda: MODEL.segment(IMAGES[0, 0]), ValueError, "convert\\('RGB"),
+    "no_images": (lambda: MODEL.segment(IMAGES[:0]), ValueError, "\\(0, 16, 24, 3"),
+    "text": (lambda: MODEL.segment(IMAGES.astype(str)), ValueError, "<U"),
+    "nan": (lambda: MODEL.segment(NAN), ValueError, "NaN or infinite"),
+    "scaled": (lambda: MODEL.segment(HALF), ValueError, "Multiply them by 255"),
 }
 
 
@@ -550,6 +547,7 @@ def test_bad_number(name, value):
             NUMBERS[name](value)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("trainable", [False, True])
 def test_freezing_after_compile(trainable):
     network = backbone()

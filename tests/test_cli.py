@@ -185,8 +185,8 @@ def write_shape(folder, shape):
     "shape, classes",
     [
         ("color-coded RGBA, lists, classes.csv", 3),
-        ("_image and _mask", 3),
-        ("SegNet", 3),
+        pytest.param("_image and _mask", 3, marks=pytest.mark.slow),
+        pytest.param("SegNet", 3, marks=pytest.mark.slow),
         ("0/255 in image and label", 2),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_folder_as_people_have_it_trains_by_one_command(
     assert model.num_classes == classes
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_process_reads_the_files_and_ends_with_the_training(trained, tmp_path):
     command = [sys.executable, "-m", "keras_segadapter", "train", trained / "data"]
     command += [*QUICK, "--processes", 1, "--out", tmp_path]
@@ -244,7 +244,8 @@ def test_statistics_that_hardly_move_are_told(momentum, steps, told, capsys):
 
 @pytest.mark.integration
 def test_resume_goes_on_and_keeps_the_history(trained, tmp_path, capsys):
-    data, flags = trained / "data", ("--batch", 2, "--jit", "off", "--out", tmp_path)
+    flags = ("--batch", 2, "--jit", "off", "--no-adapters", "--out", tmp_path)
+    data = trained / "data"
     assert run("train", data, "--epochs", 1, *flags) == 0
     capsys.readouterr()
     assert run("train", data, "--epochs", 2, *flags, "--resume") == 0

@@ -277,7 +277,7 @@ def test_tiny_equals_transformers(kind, tmp_path):
     check_transformers(reference, ksa.ConvNeXtTiny(tmp_path), sizes)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["the model", "its file"])
 def test_tiny_equals_keras_applications(source, tmp_path):
     plain = keras.applications.ConvNeXtTiny(

@@ -607,7 +607,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.keras")):
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_graphs_come_back_from_their_files_in_a_fresh_process(tmp_path):
     expected = {}
     for name, (build, _) in GRAPHS.items():

@@ -6,6 +6,7 @@ import pickle
 import keras
 import numpy as np
 import pytest
+from conftest import EAGER
 from keras import layers, ops
 from numpy_method import assert_close, maps, set_random_weights
 
@@ -67,7 +68,7 @@ def test_values_and_gradients_are_those_of_keras(cls, options, dtype, monkeypatc
         # What the scale in front learns comes from the gradient of the inputs.
         scale = layers.DepthwiseConv2D(1, dtype=dtype)
         model = keras.Sequential([keras.Input((9, 8, 6)), scale, layer])
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=EAGER)
         set_random_weights(model)
         before = model(x)
         losses = [

@@ -91,7 +91,7 @@ def write_folder(folder, dataset, count=17):
     [
         pytest.param("adapt_mit_b0", "ade20k", marks=pytest.mark.integration),
         pytest.param("mit_b0", "cityscapes", marks=pytest.mark.integration),
-        pytest.param("adapt_mit_b0", "coco_stuff", marks=pytest.mark.integration),
+        pytest.param("adapt_mit_b0", "coco_stuff", marks=pytest.mark.slow),
         pytest.param("mit_b0", "ade20k", marks=pytest.mark.slow),
         pytest.param("adapt_mit_b0", "cityscapes", marks=pytest.mark.slow),
         pytest.param("mit_b0", "coco_stuff", marks=pytest.mark.slow),
@@ -176,7 +176,7 @@ train.main()
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_command_trains_on_all_devices(tmp_path):
     if BACKEND == "torch":
         pytest.skip("on PyTorch a command trains on one GPU")

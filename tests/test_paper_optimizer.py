@@ -501,13 +501,18 @@ BAD = {
 }
 
 
+@pytest.fixture(scope="module")
+def model():
+    return segmenter(mit())
+
+
 @pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
-def test_bad_arguments_raise(arguments, words):
+def test_bad_arguments_raise(model, arguments, words):
     arguments = dict(steps=9, warmup_steps=2) | arguments
     with pytest.raises(ValueError, match=words):
-        paper_optimizer(segmenter(mit()), **arguments)
+        paper_optimizer(model, **arguments)
 
 
-def test_the_default_warmup_needs_more_steps_than_it_has():
+def test_the_default_warmup_needs_more_steps_than_it_has(model):
     with pytest.raises(ValueError, match=r"a tenth .*warmup_steps=1500, steps=1000"):
-        paper_optimizer(segmenter(mit()), 1000)
+        paper_optimizer(model, 1000)

@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 import numpy as np
+import pytest
 from numpy_method import assert_close
 
 import keras_segadapter as ksa
@@ -34,6 +35,7 @@ def named_layers():
     return keras.RematScope("list_of_layers", layer_names=NAMES)
 
 
+@pytest.mark.integration
 def test_named_layers_train_save_and_load_as_without(tmp_path, monkeypatch):
     images = np.random.default_rng(0).uniform(0, 255, (2, 16, 24, 3)).astype("float32")
     masks = np.arange(768).reshape(2, 16, 24) % 3

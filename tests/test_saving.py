@@ -275,7 +275,7 @@ print(len(left), *sorted(os.listdir(folder)), sep=",")
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="It forks.")
 def test_fifty_kills_while_saving_lose_no_file(tmp_path):
     pytest.importorskip("h5py")

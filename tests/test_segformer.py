@@ -245,7 +245,7 @@ def test_b0_equals_transformers(model, reference, size):
     check_logits(model, reference, size)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_b2_equals_transformers(tmp_path):
     reference = reference_of(150, **WIDE)
     reference.save_pretrained(tmp_path)

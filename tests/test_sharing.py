@@ -77,6 +77,7 @@ for address in (folder + "/model.keras", "hf://someone/streets"):
 # Contract
 
 
+@pytest.mark.integration
 def test_the_hub_gets_and_gives_back_the_whole_model(
     tiny_backbone, tmp_path, monkeypatch
 ):

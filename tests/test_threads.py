@@ -82,7 +82,7 @@ def test_threads_predict_as_one_does(model, name):
         np.testing.assert_array_equal(weight, old)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("during", ["fit", "evaluate", "predict"])
 def test_threads_predict_beside_a_trainer(model, during):
     # Nothing is learned, so predictions must not change.

@@ -80,7 +80,7 @@ def test_channels_that_repeat_rgb_give_its_features(build, tmp_path):
     check_widening(build(), tmp_path)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_of_keras_applications(family, tmp_path):
     backbone = getattr(keras.applications, family)(
