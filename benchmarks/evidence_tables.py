@@ -95,7 +95,7 @@ def differences(runs):
     for claim, pair in PAIRS.items():
         gains = [paired(of_one, *pair, score) for _, of_one, score in columns]
         if any(gains):
-            yield row(claim, *map(interval, gains))
+            yield row(claim, *(interval(gain) or "not run" for gain in gains))
 
 
 def by_class(runs):

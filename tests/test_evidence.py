@@ -60,6 +60,17 @@ def record(evidence, dataset, arm, seed, miou, **changed):
 # Contract
 
 
+def test_all_that_was_planned_is_recorded_once_with_the_settings_taken(evidence):
+    runs = json.loads(evidence.FINAL.read_text())["runs"]
+    keys = ("dataset", "arm", "seed", "settings")
+    planned, recorded = (
+        sorted(str([one[key] for key in keys]) for one in all_)
+        for all_ in (evidence.planned(), runs)
+    )
+    assert recorded == planned and len(planned) == 7 * (8 + 5) + 4 * 5
+    assert {run["scored_on"] for run in runs} == {"val"}
+
+
 @pytest.mark.slow
 def test_each_arm_is_trained_scored_saved_and_scored_again(
     evidence, stand_in, tmp_path, monkeypatch, capsys
