@@ -9,8 +9,9 @@ cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Functions run only once or twice, so XLA's optimizations would take longer than they
-# save.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# save, as do its threads for such small ones.
+flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", flags)
 # Hypothesis caches its tables of characters, even without a database of examples.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache.parent / "hypothesis"))
 

@@ -172,7 +172,9 @@ def test_fit_measures_and_saves_averages(tmp_path, kind):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["paper", *KINDS])
+@pytest.mark.parametrize(
+    "kind", ["paper", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)]
+)
 def test_the_raw_weights_learn_as_without_averages(tmp_path, kind):
     model, watch, plain, other = build(kind), Watch(), build(kind, ema=None), Watch()
     train(model, watch, epochs=2)

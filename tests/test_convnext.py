@@ -232,6 +232,7 @@ def test_layers_are_named_as_in_keras_applications():
     } <= names
 
 
+@pytest.mark.integration
 def test_weights_are_recorded(folders):
     model = narrow(folders["ConvNext"])
     assert model.weights_origin == folders["ConvNext"].name

@@ -164,6 +164,7 @@ def test_items_that_are_not_pairs_raise(model, pairs):
 # Meaning
 
 
+@pytest.mark.integration
 def test_twenty_images_against_a_plain_count(model):
     sizes = [(13, 15), (16, 24), (22, 15), (22, 24), (9, 31)]
     pairs = make_pairs(model, sizes, each=4)

@@ -259,6 +259,7 @@ def test_channels(tmp_path, channels, dtype):
     assert images.shape == (1, 8, 5, channels) and images.dtype == dtype
 
 
+@pytest.mark.integration
 def test_gray_images_train_a_gray_backbone(tmp_path):
     data = FolderDataset(
         numbered(tmp_path, 2),

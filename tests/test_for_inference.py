@@ -39,6 +39,7 @@ def check_logits(model, images=IMAGES):
 # Contract
 
 
+@pytest.mark.integration
 def test_it_is_a_functional_model_that_is_saved_and_made_twice(tiny_backbone, tmp_path):
     model = build(tiny_backbone(), name="streets")
     plain, again = model.for_inference(), model.for_inference()
@@ -120,6 +121,7 @@ def test_labels_are_the_argmax_of_the_logits(tiny_backbone, num_classes, dtype):
     assert len(np.unique(labels)) > 1
 
 
+@pytest.mark.integration
 def test_nested_and_trained_it_trains_the_segmenter(tiny_backbone):
     model = build(tiny_backbone())
     inputs = keras.Input((None, None, 3))

@@ -150,6 +150,7 @@ def test_inspect_folder(tmp_path, source):
         inspect_folder(open_folder(tmp_path), num_classes=3)
 
 
+@pytest.mark.integration
 def test_fit_from_a_layout(tmp_path, tiny_backbone):
     cityscapes(tmp_path)
     data = open_folder(tmp_path, image_size=(16, 16), batch_size=3)

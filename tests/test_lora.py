@@ -133,6 +133,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
     same(values(resumed.weights), values(expected.weights))
 
 
+@pytest.mark.integration
 def test_lora_is_enabled_before_the_segmenter_is_built(tmp_path):
     backbone = small()
     ksa.enable_lora(backbone, "mix", rank=2)

@@ -192,6 +192,7 @@ def test_config_and_serialization_of_a_mix():
     assert float(copy(*batch())) == float(loss(*batch()))
 
 
+@pytest.mark.integration
 def test_a_segmenter_trains_on_a_mix_and_is_saved(tiny_backbone, tmp_path):
     model = ksa.build_segmenter(tiny_backbone([4]), 4)
     dice = ksa.MaskLoss(keras.losses.Dice(axis=(1, 2)), ignore_class=[77, 255])

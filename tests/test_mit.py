@@ -88,6 +88,7 @@ def test_the_stages_are_the_four_closing_norms():
     assert [s.stride for s in stages] == [4, 8, 16, 32]
 
 
+@pytest.mark.integration
 def test_stochastic_depth_drops_whole_images_in_training_only():
     backbone = ksa.MiTB0(drop_path=0.9, input_shape=(32, 32, 3))
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")

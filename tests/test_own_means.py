@@ -109,6 +109,7 @@ def test_a_backbone_keeps_its_layers_and_numbers():
     assert_close(used(x), fresh(x), 1e-5)
 
 
+@pytest.mark.integration
 def test_copies_and_files_give_the_same_scores(tmp_path):
     x, model = maps(1, 32, 48, 3), segmenter()
     expected = model.predict_on_batch(x)

@@ -253,6 +253,7 @@ def groups_of(load, model, dataset):
     return groups
 
 
+@pytest.mark.integration
 def test_mit_has_factors_for_head_and_adapters(load):
     expected = {(factor, decay) for factor in (1, 10) for decay in (0.01, None)}
     assert groups_of(load, "mit_b0", "ade20k") == expected

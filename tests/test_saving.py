@@ -105,6 +105,7 @@ def test_a_loaded_model_is_the_saved_one(tiny_backbone, tmp_path, options):
     assert loaded.evaluate(IMAGES, MASKS, verbose=0, return_dict=True) == expected
 
 
+@pytest.mark.integration
 def test_a_file_of_weights_restores_the_weights(tiny_backbone, tmp_path):
     model = trained(tiny_backbone())
     model.save_weights(tmp_path / "model.weights.h5")

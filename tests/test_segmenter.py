@@ -146,6 +146,7 @@ def test_a_step_is_traced_once(tiny_backbone):
     assert len(steps) == 1
 
 
+@pytest.mark.integration
 def test_compile_with_a_loss_for_one_output_and_metrics_by_output(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     model.compile(
@@ -272,6 +273,7 @@ def test_masks_of_another_size_than_the_images_stop_a_dataset_too(tiny_backbone)
         model.fit((pair for pair in [(IMAGES, MASKS[:, ::2])]), verbose=0)
 
 
+@pytest.mark.integration
 def test_a_mask_for_each_output(tiny_backbone):
     model = build_segmenter(tiny_backbone(), K)
     model.compile(run_eagerly=EAGER)
@@ -347,6 +349,7 @@ def test_every_source_of_data_gives_the_same_loss(tiny_backbone, source):
     assert np.isfinite(model.fit(source(), verbose=0).history["loss"][0])
 
 
+@pytest.mark.integration
 def test_a_frozen_backbone_keeps_weights_and_statistics(tiny_backbone):
     backbone = tiny_backbone()
     model = build_segmenter(backbone, K)
@@ -461,9 +464,8 @@ class FCNHead(keras.layers.Layer):
         return {**super().get_config(), "units": self.scores.units}
 
 
-@pytest.mark.parametrize(
-    "adapters", [True, pytest.param(False, marks=pytest.mark.integration)]
-)
+@pytest.mark.integration
+@pytest.mark.parametrize("adapters", [True, False])
 def test_an_auxiliary_head_of_the_users_own(tiny_backbone, tmp_path, adapters):
     model = build_segmenter(tiny_backbone(), K, aux=FCNHead(K), adapters=adapters)
     assert model(IMAGES)["aux"].shape == (4, 8, 12, K)

@@ -124,6 +124,7 @@ def test_a_fresh_process_knows_classes_colors_normalization_and_origin(
         }
 
 
+@pytest.mark.integration
 def test_training_and_loading_weights_leave_the_origin(tiny_backbone, tmp_path):
     model = shared_model(tiny_backbone((4,)))
     model.compile(run_eagerly=keras.backend.backend() != "jax")

@@ -295,6 +295,7 @@ def test_a_head_without_build_keeps_its_weights(tiny_backbone, names):
     assert_close(scores(new)["logits"][..., 0], scores(old)["logits"][..., 2], 1e-6)
 
 
+@pytest.mark.integration
 def test_training_for_other_classes_on_a_frozen_backbone_leaves_the_old_model(
     tiny_backbone,
 ):
