@@ -310,7 +310,9 @@ def test_processes_give_the_same_views_and_tell_errors_as_they_are(folder, start
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_processes_end_with_the_training(start, number):
     body = """
     # Ignored where a shell started the tests in the background.

@@ -247,11 +247,17 @@ def backed_up(model, folder):
 
 
 BATCH, TEST, EPOCH = METHODS
-STOPS = {"paper": TEST, "plain": BATCH, "sums": EPOCH, "loss scale": TEST}
+STOPS = {"plain": BATCH, "sums": EPOCH, "loss scale": TEST}
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("kind", "method"), STOPS.items())
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("paper", TEST),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in STOPS.items()),
+    ],
+)
 def test_a_resumed_training_has_the_same_raw_weights_and_averages(
     tmp_path, kind, method
 ):

@@ -286,6 +286,7 @@ def test_a_list_with_other_validation_data_and_augmentation(trained, tmp_path, c
     write_pairs(tmp_path, "images/{}.png", "masks/{}.png", stems(5))
     names.write_text("\n".join(pairs))
     flags = ("--val", trained / "data", "--augment", "--classes", 3, "--channels", 1)
+    flags += ("--no-adapters",)
     assert run("train", names, *flags, *QUICK, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert printed.count(", all: 5 images") == 2
@@ -309,7 +310,7 @@ def test_a_coco_file_is_inspected_divided_and_trained_on(tmp_path, capsys):
     path.write_text(json.dumps(content))
     assert run("inspect", path) == 0
     assert "all: 5 images" in capsys.readouterr().out
-    assert run("train", path, *QUICK, "--out", tmp_path / "out") == 0
+    assert run("train", path, *QUICK, "--no-adapters", "--out", tmp_path / "out") == 0
     assert "train: 4 images" in capsys.readouterr().out
     model = tmp_path / "out/best.keras"
     assert keras.models.load_model(model).class_names == ("background", "crop")

@@ -141,7 +141,7 @@ READING_ORDER = [
 SLOW_EXAMPLES = (
     *("AdaptConvNeXtTiny", "AdaptMiTB0", "ConvNeXtTiny", "MiTB0", "SegFormerB0"),
     *("Segmenter", "TrainingPictures", "build_segmenter", "cost_report"),
-    *("enable_lora", "find_stages"),
+    *("enable_lora", "find_stages", "widen_input"),
 )
 
 

@@ -90,7 +90,7 @@ def write_folder(folder, dataset, count=17):
     "model, dataset",
     [
         pytest.param("adapt_mit_b0", "ade20k", marks=pytest.mark.integration),
-        pytest.param("mit_b0", "cityscapes", marks=pytest.mark.integration),
+        pytest.param("mit_b0", "cityscapes", marks=pytest.mark.slow),
         pytest.param("adapt_mit_b0", "coco_stuff", marks=pytest.mark.slow),
         pytest.param("mit_b0", "ade20k", marks=pytest.mark.slow),
         pytest.param("adapt_mit_b0", "cityscapes", marks=pytest.mark.slow),

@@ -432,19 +432,19 @@ def test_changes_of_the_optimizer_are_said(tiny_backbone, tmp_path, capsys):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "layer",
+    "name",
     [
-        lambda: keras.layers.Dropout(0.2),
-        lambda: keras.layers.SpatialDropout2D(0.2),
-        lambda: keras.layers.GaussianNoise(0.2),
+        "Dropout",
+        pytest.param("SpatialDropout2D", marks=pytest.mark.slow),
+        pytest.param("GaussianNoise", marks=pytest.mark.slow),
     ],
-    ids=["Dropout", "SpatialDropout2D", "GaussianNoise"],
 )
-def test_layers_without_a_seed_resume_too(tmp_path, layer):
+def test_layers_without_a_seed_resume_too(tmp_path, name):
     def make():
         keras.utils.set_random_seed(3)
         inputs = keras.Input((None, None, 3))
-        x = layer()(keras.layers.Conv2D(8, 4, 4)(inputs))
+        x = keras.layers.Conv2D(8, 4, 4)(inputs)
+        x = getattr(keras.layers, name)(0.2)(x)
         backbone = keras.Model(inputs, keras.layers.Conv2D(8, 2, 2)(x))
         model = ksa.build_segmenter(backbone, K, adapters=False)
         model.compile(keras.optimizers.SGD(0.01))
