@@ -407,9 +407,13 @@ def name_of(task):
 
 def score(folder, data):
     """Score the models of `run` that learned CamVid on images and masks of a folder."""
+    # What the files hold is registered by these.
+    import efficientnet_lite  # noqa: F401
     import keras
 
-    fcn_head(len(CLASSES["camvid"]))  # registers its class
+    import keras_segadapter  # noqa: F401
+
+    fcn_head(len(CLASSES["camvid"]))
     files = [sorted((Path(data) / kind).iterdir()) for kind in ("images", "masks")]
     for path in sorted(folder.glob("camvid-*/model.keras")):
         model = keras.saving.load_model(path)

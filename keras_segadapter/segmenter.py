@@ -225,10 +225,11 @@ class Segmenter(keras.Model):
             functional, stages, num_classes, *parts
         )
         super().__init__(image, outputs, name=name)
-        for layer in self.layers:
+        # Keras revives a frozen model or layer of another package with inner layers
+        # that are not frozen, and hands down nothing but a change.
+        passed_on = any(not layer.trainable for layer in backbone.layers)
+        for layer in [backbone] * (not passed_on) + self.layers:
             if not layer.trainable:
-                # Keras revives a frozen layer of another package with inner layers that
-                # are not frozen, and hands down nothing but a change.
                 layer.trainable = True
                 layer.trainable = False
 
