@@ -227,8 +227,10 @@ class Segmenter(keras.Model):
         super().__init__(image, outputs, name=name)
         # Keras revives a frozen model or layer of another package with inner layers
         # that are not frozen, and hands down nothing but a change.
-        passed_on = any(not layer.trainable for layer in backbone.layers)
-        for layer in [backbone] * (not passed_on) + self.layers:
+        revived = self.layers
+        if all(layer.trainable for layer in backbone.layers):
+            revived = [backbone, *revived]
+        for layer in revived:
             if not layer.trainable:
                 layer.trainable = True
                 layer.trainable = False

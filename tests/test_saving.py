@@ -181,6 +181,7 @@ def test_a_frozen_backbone_stays_frozen(tiny_backbone, tmp_path, packaged):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert len(loaded.trainable_variables) == len(model.trainable_variables)
+    assert len(model.trainable_variables) < len(model.variables) - 10
     learning = {id(weight) for weight in loaded.trainable_variables}
     assert not learning & {id(weight) for weight in loaded.backbone.weights}
     loaded.backbone.trainable = True
